@@ -1,0 +1,64 @@
+"""AnyRes: which grid of tiles an image is cut into, and the cutting.
+
+Relaxed aspect-ratio matching is BlueLM-V-3B's (arXiv 2411.10640, section 3.2); with alpha = 0 it is
+LLaVA-NeXT's rule.
+"""
+
+import cv2
+import numpy as np
+
+from bluelm_jax.models.config import AnyResConfig
+
+_PAD = 127  # mid grey, close to 0 after normalisation
+
+
+def select_grid(width: int, height: int, config: AnyResConfig) -> tuple[int, int]:
+  """Returns (rows, cols) for an image of width x height pixels.
+
+  Grids are tried from the largest down. A grid is taken if it keeps over `alpha` more of the image's
+  own pixels than the best so far, or if it loses less than `alpha` of them and wastes fewer pixels.
+  """
+  best, best_effective, best_waste = (1, 1), 0, 0
+  for cols in range(config.max_cols, 0, -1):
+    for rows in range(config.max_rows, 0, -1):
+      w, h = fitted_size(width, height, rows, cols, config.tile_size)
+      effective = min(w * h, width * height)
+      waste = config.tile_size**2 * rows * cols - effective
+      gain = effective - best_effective
+      slack = config.alpha * best_effective
+      if gain > slack or ((-gain < slack or gain == 0) and waste < best_waste):
+        best, best_effective, best_waste = (rows, cols), effective, waste
+  return best
+
+
+def fitted_size(width: int, height: int, rows: int, cols: int, tile_size: int) -> tuple[int, int]:
+  """(width, height) of the image scaled, aspect kept, to fit the grid."""
+  scale = min(tile_size * cols / width, tile_size * rows / height)
+  return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray, tuple[int, int]]:
+  """Cuts a uint8 RGB image [H, W, 3] into tiles.
+
+  Returns:
+    uint8 tiles [t, tile_size, tile_size, 3], the thumbnail first (only if configured and the grid has
+    more than one tile) and then row by row; and the grid (rows, cols). The image lies in the upper
+    left corner; what it does not cover is grey.
+  """
+  height, width = image_HWC.shape[:2]
+  rows, cols = select_grid(width, height, config)
+  size = config.tile_size
+  canvas = _fit(image_HWC, rows, cols, size)
+  tiles = canvas.reshape(rows, size, cols, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
+  if config.thumbnail and rows * cols > 1:
+    tiles = np.concatenate([_fit(image_HWC, 1, 1, size)[None], tiles])
+  return tiles, (rows, cols)
+
+
+def _fit(image_HWC, rows, cols, size):
+  w, h = fitted_size(image_HWC.shape[1], image_HWC.shape[0], rows, cols, size)
+  shrinks = w < image_HWC.shape[1]
+  resized = cv2.resize(image_HWC, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+  canvas = np.full((rows * size, cols * size, 3), _PAD, np.uint8)
+  canvas[:h, :w] = resized
+  return canvas

@@ -1,0 +1,50 @@
+"""What leaves the data room: Example (one item) and PackedBatch (one step).
+
+Shapes: n tokens of an example, t its tiles, B rows, S sequence, R row groups, T tile slots of a group.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Example(NamedTuple):
+  """One tokenised item; targets are already shifted.
+
+  Attributes:
+    tokens: int32 [n].
+    targets: int32 [n], the next token.
+    loss_weights: float32 [n]; 0 where the target is not to be learnt.
+    vision_index: int32 [n], into this example's own visual tokens; -1 for text.
+    tiles: uint8 [t, H, W, 3].
+    source: index of the source in the mixture.
+  """
+
+  tokens: np.ndarray
+  targets: np.ndarray
+  loss_weights: np.ndarray
+  vision_index: np.ndarray
+  tiles: np.ndarray
+  source: int = 0
+
+
+class PackedBatch(NamedTuple):
+  """Several examples a row; every objective reads this struct.
+
+  Attributes:
+    tokens: int32 [B, S]; image positions hold the image token.
+    targets: int32 [B, S], next token of the same segment.
+    loss_weights: float32 [B, S]; 0 on padding, prompts, image positions and segment ends.
+    segment_ids: int32 [B, S], 1.. per row; 0 = padding.
+    positions: int32 [B, S]; restart in every segment.
+    tiles: uint8 [R, T, H, W, 3], the tiles of each row group (the rows of one data-parallel rank).
+    vision_index: int32 [B, S], which visual token of its own group a position takes; -1 for text.
+  """
+
+  tokens: np.ndarray
+  targets: np.ndarray
+  loss_weights: np.ndarray
+  segment_ids: np.ndarray
+  positions: np.ndarray
+  tiles: np.ndarray
+  vision_index: np.ndarray

@@ -1,0 +1,146 @@
+"""Packing: Examples into PackedBatches, filling tokens and tiles together.
+
+Shapes: B rows, S sequence, R row groups, T tile slots of a group, N visual tokens a tile.
+"""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from bluelm_jax.data.batch import Example
+from bluelm_jax.data.batch import PackedBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSpec:
+  """The fixed shapes of a batch.
+
+  Attributes:
+    rows: B.
+    length: S, tokens.
+    groups: R; rows // groups rows share the tiles of their group.
+    tile_slots: T; 0 for text only.
+    tile_size: pixels a side.
+    tokens_per_tile: N.
+  """
+
+  rows: int
+  length: int
+  groups: int = 1
+  tile_slots: int = 0
+  tile_size: int = 1
+  tokens_per_tile: int = 1
+
+  def __post_init__(self):
+    if self.rows % self.groups:
+      raise ValueError(f"batch rows {self.rows} must be a multiple of the {self.groups} data-parallel groups")
+
+
+class Packer:
+  """One batch in the making; best fit over rows."""
+
+  def __init__(self, spec: PackSpec):
+    self.spec = spec
+    s = spec
+    self.batch = PackedBatch(
+        tokens=np.zeros((s.rows, s.length), np.int32),
+        targets=np.zeros((s.rows, s.length), np.int32),
+        loss_weights=np.zeros((s.rows, s.length), np.float32),
+        segment_ids=np.zeros((s.rows, s.length), np.int32),
+        positions=np.zeros((s.rows, s.length), np.int32),
+        tiles=np.zeros((s.groups, s.tile_slots, s.tile_size, s.tile_size, 3), np.uint8),
+        vision_index=np.full((s.rows, s.length), -1, np.int32),
+    )
+    self.used = np.zeros(s.rows, int)
+    self.segments = np.zeros(s.rows, int)
+    self.tiles_used = np.zeros(s.groups, int)
+
+  def add(self, example: Example) -> bool:
+    """Places the example in the fullest row that has room; False if none has."""
+    s, n, t = self.spec, len(example.tokens), len(example.tiles)
+    group_of_row = np.arange(s.rows) // (s.rows // s.groups)
+    fits = (self.used + n <= s.length) & (self.tiles_used[group_of_row] + t <= s.tile_slots)
+    if not fits.any():
+      return False
+    row = int(np.argmax(np.where(fits, self.used, -1)))
+    group = group_of_row[row]
+    at = slice(self.used[row], self.used[row] + n)
+    b = self.batch
+    self.segments[row] += 1
+    b.tokens[row, at], b.targets[row, at] = example.tokens, example.targets
+    b.loss_weights[row, at] = example.loss_weights
+    b.segment_ids[row, at] = self.segments[row]
+    b.positions[row, at] = np.arange(n)
+    offset = self.tiles_used[group] * s.tokens_per_tile
+    b.vision_index[row, at] = np.where(example.vision_index >= 0, example.vision_index + offset, -1)
+    b.tiles[group, self.tiles_used[group] : self.tiles_used[group] + t] = example.tiles
+    self.used[row] += n
+    self.tiles_used[group] += t
+    return True
+
+
+def fit(example: Example, spec: PackSpec) -> Example | None:
+  """The example cut to one row, or None if its images alone do not fit."""
+  if len(example.tiles) > spec.tile_slots:
+    return None
+  if len(example.tokens) <= spec.length:
+    return example
+  if (example.vision_index[spec.length :] >= 0).any():
+    return None
+  cut = {f: getattr(example, f)[: spec.length] for f in ("tokens", "targets", "loss_weights", "vision_index")}
+  return example._replace(**cut)
+
+
+def pack(examples, spec: PackSpec):
+  """Yields PackedBatches from an iterable of Examples; the last may be partly empty."""
+  packer = Packer(spec)
+  for example in examples:
+    example = fit(example, spec)
+    if example is None:
+      continue
+    if not packer.add(example):
+      yield packer.batch
+      packer = Packer(spec)
+      assert packer.add(example)
+  if packer.used.any():
+    yield packer.batch
+
+
+class PackIterDataset(grain.IterDataset):
+  """`pack` as a grain dataset whose state is the position of its parent."""
+
+  def __init__(self, parent: grain.IterDataset, spec: PackSpec):
+    super().__init__(parent)
+    self._spec = spec
+
+  def __iter__(self):
+    return _PackIterator(self._parent.__iter__(), self._spec)
+
+
+class _PackIterator(grain.DatasetIterator):
+  """State: where the parent stood before the first example of the next batch."""
+
+  def __init__(self, parent, spec):
+    super().__init__(parent)
+    self._spec = spec
+    self._carried = None  # did not fit into the last batch; read again after a restore
+    self._state = parent.get_state()
+
+  def __next__(self) -> PackedBatch:
+    packer = Packer(self._spec)
+    if self._carried is not None:
+      assert packer.add(self._carried)
+    while True:
+      self._state = self._parent.get_state()
+      self._carried = fit(next(self._parent), self._spec)
+      if self._carried is not None and not packer.add(self._carried):
+        return packer.batch
+
+  def get_state(self):
+    return self._state
+
+  def set_state(self, state):
+    self._parent.set_state(state)
+    self._state = state
+    self._carried = None

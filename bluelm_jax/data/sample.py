@@ -1,0 +1,56 @@
+"""One training item as it lies in an ArrayRecord shard."""
+
+import dataclasses
+from typing import Any, Iterable
+
+import msgpack
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A document (`text`) or a conversation (`messages`), with its images.
+
+  Attributes:
+    source: where it comes from, e.g. "debian-handbook zh-CN".
+    licence: SPDX name of its licence.
+    text: the document, empty for a conversation.
+    messages: turns in the OpenAI form, {"role": ..., "content": ...}.
+    images: encoded files (WebP, PNG, JPEG) in the order they are mentioned.
+    meta: anything else; a screen keeps its "template", "language" and "elements" here.
+  """
+
+  source: str
+  licence: str
+  text: str = ""
+  messages: tuple[dict[str, Any], ...] = ()
+  images: tuple[bytes, ...] = ()
+  meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def encode(sample: Sample) -> bytes:
+  return msgpack.packb(dataclasses.asdict(sample))
+
+
+def decode(record: bytes) -> Sample:
+  """Raises ValueError when the bytes are not a Sample."""
+  try:
+    fields = msgpack.unpackb(record)
+    fields["messages"] = tuple(fields["messages"])
+    fields["images"] = tuple(fields["images"])
+    return Sample(**fields)
+  except (msgpack.exceptions.UnpackException, TypeError, KeyError, ValueError) as e:
+    raise ValueError(f"not a Sample record ({e}); rebuild the shard with bluelm_jax.pipeline") from e
+
+
+def write_shard(path: str, samples: Iterable[Sample]) -> int:
+  """Writes an ArrayRecord shard and returns the number of records."""
+  from array_record.python import array_record_module  # slow import, offline use only
+
+  # group_size:1 keeps random access cheap: grain reads single records.
+  writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+  count = 0
+  for sample in samples:
+    writer.write(encode(sample))
+    count += 1
+  writer.close()
+  return count

@@ -1,0 +1,71 @@
+"""Where Examples come from: one function a kind of source.
+
+Each returns an endless grain.MapDataset of Examples, random-access by index, from a seed.
+"""
+
+import pathlib
+
+import grain
+import numpy as np
+
+from bluelm_jax.data import images
+from bluelm_jax.data import sample as sample_lib
+from bluelm_jax.data.batch import Example
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.data.tasks import screens
+
+ASSETS = pathlib.Path(__file__).parent / "assets"
+
+
+def resolve(path: str) -> pathlib.Path:
+  """A shard's path; "assets/NAME" means the data shipped with the package."""
+  found = ASSETS / path.removeprefix("assets/") if path.startswith("assets/") else pathlib.Path(path)
+  if not found.is_file():
+    raise ValueError(f"no data at {found}; check the source's path or build it with bluelm_jax.pipeline")
+  return found
+
+
+def read_shard(path: str) -> grain.MapDataset:
+  """Samples of one ArrayRecord shard."""
+  return grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(resolve(path)))).map(sample_lib.decode)
+
+
+def documents(path: str, chat: ChatFormat, length: int, seed: int, index: int) -> grain.MapDataset:
+  """Windows of at most `length` tokens at a random place of each document."""
+
+  def window(sample, rng: np.random.Generator) -> Example:
+    ids = np.asarray([*chat.tokenizer.encode(sample.text), chat.tokenizer.end_id], np.int32)
+    start = int(rng.integers(max(len(ids) - length, 1)))
+    return text_example(ids[start : start + length + 1], chat, index)
+
+  return read_shard(path).seed(seed).shuffle().repeat().random_map(window)
+
+
+def text_example(ids: np.ndarray, chat: ChatFormat, source: int = 0) -> Example:
+  """A plain-text Example: every token but the first is a target."""
+  size = chat.anyres.tile_size if chat.anyres else 1
+  n = len(ids) - 1
+  return Example(ids[:-1], ids[1:], np.ones(n, np.float32), np.full(n, -1, np.int32), np.zeros((0, size, size, 3), np.uint8), source)
+
+
+def reasoning_text(styles: dict[str, float], chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+  """Generated reasoning conversations; `styles` weighs "long", "short" and "none"."""
+  names = list(styles)
+  weights = np.array([styles[n] for n in names]) / sum(styles.values())
+
+  def build(_, rng) -> Example:
+    return chat.example(reasoning.conversation(reasoning.make(rng), names[rng.choice(len(names), p=weights)]), index)
+
+  return grain.MapDataset.range(1 << 40).seed(seed).random_map(build)
+
+
+def screen_tasks(path: str, tasks: dict[str, float], turns: int, chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+  """Conversations of `turns` questions about one screen; `tasks` weighs the kinds of question."""
+
+  def build(sample, rng) -> Example:
+    image = images.decode(sample.images[0], sample.source)
+    image, elements = screens.augment(image, sample.meta["elements"], rng)
+    return chat.example(screens.conversation(image, elements, sample.meta, tasks, turns, rng), index)
+
+  return read_shard(path).seed(seed).shuffle().repeat().random_map(build)

@@ -1,0 +1,171 @@
+"""Questions about app screens, made from their elements.
+
+Coordinates are normalised to 0-1000, rounded to tens and written with three digits: "(500,060)" is a
+point (x,y), "[020,040,980,100]" a box [left,top,right,bottom].
+"""
+
+import re
+
+import cv2
+import numpy as np
+
+from bluelm_jax.data.tasks.reasoning import HINTS
+
+ROLE_NAMES = {
+    "button": ("button", "按钮"), "switch": ("switch", "开关"), "checkbox": ("checkbox", "复选框"), "radio": ("radio button", "单选框"),
+    "input": ("input", "输入框"), "search": ("search bar", "搜索框"), "tab": ("tab", "标签"), "back": ("back arrow", "返回"),
+    "icon": ("icon", "图标"), "item": ("list item", "列表项"), "slider": ("slider", "滑块"), "stepper": ("stepper", "步进器"),
+    "avatar": ("avatar", "头像"), "image": ("image", "图片"), "title": ("title", "标题"), "badge": ("badge", "徽标"),
+    "fab": ("floating button", "悬浮按钮"), "rate": ("rating", "评分"), "progress": ("progress bar", "进度条"), "price": ("price", "价格"),
+    "text": ("text", "文字"),
+}
+COLOR_NAMES = {
+    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色", "black": "黑色",
+    "white": "白色", "gray": "灰色", "grey": "灰色", "pink": "粉色", "cyan": "青色", "teal": "青色", "brown": "棕色",
+}
+PHRASES = {
+    "point": {"en": "Point to the {}.", "zh": "指出{}。"},
+    "box": {"en": "Box the {}.", "zh": "框出{}。"},
+    "refer": {"en": "What is at {}?", "zh": "{}是什么?"},
+    "list": {"en": "List the elements.", "zh": "列出元素。"},
+    "caption": {"en": "Describe the screen.", "zh": "描述这个界面。"},
+    "read": {"en": "Read the text at {}.", "zh": "读出{}的文字。"},
+    "higher": {"en": "Which is higher, A {} or B {}?", "zh": "哪个更高, A{}还是B{}?"},
+}
+STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
+
+
+def name(element: dict, language: str, with_color: bool = True) -> str:
+  """ "red button", "红色按钮", "switch that is on" ... """
+  zh = language == "zh"
+  text = ROLE_NAMES[element["role"]][zh]
+  color, state = element.get("color") if with_color else "", element.get("state")
+  if color in COLOR_NAMES:
+    text = COLOR_NAMES[color] + text if zh else f"{color} {text}"
+  if state in STATE_NAMES:
+    text = STATE_NAMES[state][1] + text if zh else f"{text} that is {state}"
+  return text
+
+
+def point(box) -> str:
+  return f"({_coordinate((box[0] + box[2]) / 2)},{_coordinate((box[1] + box[3]) / 2)})"
+
+
+def box_text(box) -> str:
+  return "[" + ",".join(map(_coordinate, box)) + "]"
+
+
+def _coordinate(value: float) -> str:
+  return f"{min(round(value * 100), 99) * 10:03d}"
+
+
+def parse_point(reply: str) -> tuple[float, float] | None:
+  """The first "(x,y)" or the centre of the first "[l,t,r,b]" in 0..1, or None."""
+  match = re.search(r"\((\d{1,4}),(\d{1,4})\)", reply)
+  if match:
+    return int(match[1]) / 1000, int(match[2]) / 1000
+  match = re.search(r"\[(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})\]", reply)
+  if match:
+    l, t, r, b = (int(g) / 1000 for g in match.groups())
+    return (l + r) / 2, (t + b) / 2
+  return None
+
+
+def targets(elements: list[dict], language: str) -> list[tuple[str, dict]]:
+  """(name, element) of the elements that their role, colour and state name without doubt."""
+  names = [name(e, language) for e in elements]
+  return [(n, e) for n, e in zip(names, elements) if names.count(n) == 1 and e["role"] not in ("text", "item")]
+
+
+def _ask(kind, meta, *values) -> str:
+  return PHRASES[kind][meta["language"]].format(*values)
+
+
+def _ground(elements, meta, rng):
+  named = targets(elements, meta["language"])
+  if not named:
+    return None
+  label, element = named[rng.integers(len(named))]
+  if rng.random() < 0.75:
+    return _ask("point", meta, label), None, point(element["box"])
+  return _ask("box", meta, label), None, box_text(element["box"])
+
+
+def _refer(elements, meta, rng):
+  element = elements[rng.integers(len(elements))]
+  where = point(element["box"])
+  return _ask("refer", meta, where), None, name(element, meta["language"])
+
+
+def _list(elements, meta, rng):
+  order = sorted(elements, key=lambda e: (round(e["box"][1], 2), e["box"][0]))
+  order = [e for e in order if e["role"] != "text"][:10]
+  text = ";".join(name(e, meta["language"]) + point(e["box"]) for e in order)
+  return _ask("list", meta), None, text
+
+
+def _caption(elements, meta, rng):
+  return _ask("caption", meta), None, meta["caption"]
+
+
+def _read(elements, meta, rng):
+  with_text = [e for e in elements if 0 < len(e["text"]) <= 12]
+  if not with_text:
+    return None
+  element = with_text[rng.integers(len(with_text))]
+  where = point(element["box"])
+  return _ask("read", meta, where), None, element["text"]
+
+
+def higher(elements, meta, rng):
+  """Which of two elements is higher? The chain finds both and compares."""
+  named = targets(elements, meta["language"])
+  if len(named) < 2:
+    return None
+  (a, first), (b, second) = (named[i] for i in rng.choice(len(named), 2, replace=False))
+  ya, yb = point(first["box"]), point(second["box"])
+  if abs(int(ya[5:8]) - int(yb[5:8])) < 50:
+    return None
+  first_wins = int(ya[5:8]) < int(yb[5:8])
+  answer = ("A", "B")[not first_wins]
+  sign = "<" if first_wins else ">"
+  chains = {"long": f"A {a}{ya};B {b}{yb};{ya[5:8]}{sign}{yb[5:8]};{answer}", "short": f"A{ya[5:8]}{sign}B{yb[5:8]}"}
+  return _ask("higher", meta, a, b), chains, answer
+
+
+_TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption, "read": _read, "higher": higher}
+
+
+def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng) -> list[dict]:
+  """A user shows the screen and asks `turns` questions; a reasoning question thinks half of the time."""
+  names, weights = list(tasks), np.array(list(tasks.values()), float)
+  messages, language = [], meta["language"]
+  while len(messages) < 2 * turns:
+    made = _TASKS[names[rng.choice(len(names), p=weights / weights.sum())]](elements, meta, rng)
+    if made is None:  # this screen has nothing to ask of that kind
+      made = _caption(elements, meta, rng)
+    text, chains, answer = made
+    reply = {"role": "assistant", "content": answer}
+    style = ("long", "short", "none", "none")[rng.integers(4)] if chains else "none"
+    if style != "none":
+      text += " " + HINTS[style][language]
+      reply["reasoning_content"] = chains[style]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": text}] if not messages else text
+    messages += [{"role": "user", "content": content}, reply]
+  return messages
+
+
+def augment(image_HWC: np.ndarray, elements: list[dict], rng) -> tuple[np.ndarray, list[dict]]:
+  """Zooms and shifts a screen a little (a crop of the same size), and moves the boxes with it."""
+  height, width = image_HWC.shape[:2]
+  zoom = rng.uniform(0.8, 1.15)
+  dx, dy = rng.uniform(-0.1, 0.1, 2) + (1 - zoom) / 2
+  matrix = np.array([[zoom, 0, dx * width], [0, zoom, dy * height]])
+  border = tuple(int(v) for v in image_HWC[-1, -1])
+  moved = cv2.warpAffine(image_HWC, matrix, (width, height), flags=cv2.INTER_AREA, borderValue=border)
+  kept = []
+  for element in elements:
+    l, t, r, b = (np.array(element["box"]) * zoom + [dx, dy, dx, dy]).tolist()
+    if 0 <= (l + r) / 2 < 1 and 0 <= (t + b) / 2 < 1 and r - l < 1.3:
+      kept.append({**element, "box": [max(l, 0.0), max(t, 0.0), min(r, 1.0), min(b, 1.0)]})
+  return (moved, kept) if kept else (image_HWC, elements)

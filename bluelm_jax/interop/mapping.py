@@ -1,0 +1,170 @@
+"""How our parameters correspond to HuggingFace tensors: one table a family, used in both directions.
+
+Shapes: D width, H heads, d head size, p patch side.
+"""
+
+import dataclasses
+from typing import Iterator
+
+import numpy as np
+
+from bluelm_jax.interop import safetensors_io
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One parameter.
+
+  Attributes:
+    path: ours, e.g. "layers/attention/q"; under "layers" it is stacked over layers.
+    name: theirs, without the family's prefix; "{i}" is the layer.
+    kind: how the arrays correspond; see `to_ours`.
+  """
+
+  path: str
+  name: str
+  kind: str = "same"
+
+  @property
+  def stacked(self) -> bool:
+    return "{i}" in self.name
+
+
+def decoder_table(config) -> list[Entry]:
+  """Llama, Qwen2 and Qwen3."""
+  layer = "layers.{i}."
+  table = [
+      Entry("embedding", "embed_tokens.weight"),
+      Entry("layers/attention_norm/scale", layer + "input_layernorm.weight"),
+      Entry("layers/mlp_norm/scale", layer + "post_attention_layernorm.weight"),
+      Entry("layers/attention/o", layer + "self_attn.o_proj.weight", "heads_out"),
+      *(Entry(f"layers/mlp/{n}", layer + f"mlp.{n}_proj.weight", "transpose") for n in ("gate", "up", "down")),
+      *(Entry(f"layers/attention/{n}", layer + f"self_attn.{n}_proj.weight", "heads_in") for n in "qkv"),
+      Entry("final_norm/scale", "norm.weight"),
+  ]
+  if config.qkv_bias:
+    table += [Entry(f"layers/attention/{n}_bias", layer + f"self_attn.{n}_proj.bias", "heads_bias") for n in "qkv"]
+  if config.qk_norm:
+    table += [Entry(f"layers/attention/{n}_norm/scale", layer + f"self_attn.{n}_norm.weight") for n in "qk"]
+  if not config.tie_embeddings:
+    table.append(Entry("lm_head", "lm_head.weight", "transpose"))
+  return table
+
+
+def vision_table() -> list[Entry]:
+  """SiglipVisionModel."""
+  layer = "encoder.layers.{i}."
+  table = [
+      Entry("patch", "embeddings.patch_embedding.weight", "patches"),
+      Entry("patch_bias", "embeddings.patch_embedding.bias"),
+      Entry("position", "embeddings.position_embedding.weight"),
+      Entry("layers/attention/o", layer + "self_attn.out_proj.weight", "heads_out"),
+      Entry("layers/attention/o_bias", layer + "self_attn.out_proj.bias"),
+      Entry("final_norm/scale", "post_layernorm.weight"),
+      Entry("final_norm/bias", "post_layernorm.bias"),
+  ]
+  for n in "qkv":
+    table.append(Entry(f"layers/attention/{n}", layer + f"self_attn.{n}_proj.weight", "heads_in"))
+    table.append(Entry(f"layers/attention/{n}_bias", layer + f"self_attn.{n}_proj.bias", "heads_bias"))
+  for ours, theirs in (("attention_norm", "layer_norm1"), ("mlp_norm", "layer_norm2")):
+    table.append(Entry(f"layers/{ours}/scale", layer + f"{theirs}.weight"))
+    table.append(Entry(f"layers/{ours}/bias", layer + f"{theirs}.bias"))
+  for ours, theirs in (("up", "fc1"), ("down", "fc2")):
+    table.append(Entry(f"layers/mlp/{ours}", layer + f"mlp.{theirs}.weight", "transpose"))
+    table.append(Entry(f"layers/mlp/{ours}_bias", layer + f"mlp.{theirs}.bias"))
+  return table
+
+
+# Tensors that carry nothing we need: (suffixes, beginnings).
+_UNUSED_SUFFIXES = ("rotary_emb.inv_freq", "position_ids")
+_UNUSED_STARTS = ("head.", "vision_model.head.", "text_model.", "logit_scale", "logit_bias")
+
+
+def their_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The HuggingFace shape of a parameter whose (unstacked) shape is ours."""
+  if kind == "transpose":
+    return shape[::-1]
+  if kind == "heads_in":
+    return shape[1] * shape[2], shape[0]
+  if kind == "heads_out":
+    return shape[2], shape[0] * shape[1]
+  if kind == "heads_bias":
+    return (shape[0] * shape[1],)
+  if kind == "patches":
+    p = round((shape[0] // 3) ** 0.5)
+    return shape[1], 3, p, p
+  assert kind == "same", kind
+  return shape
+
+
+def to_ours(kind: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """same; transpose [out, in] -> [in, out]; heads_in [H d, D] -> [D, H, d]; heads_out [D, H d] -> [H, d, D];
+  heads_bias [H d] -> [H, d]; patches [D, 3, p, p] -> [p p 3, D]."""
+  if kind in ("transpose", "heads_in", "heads_out"):
+    return x.T.reshape(shape)
+  if kind == "patches":
+    return x.transpose(2, 3, 1, 0).reshape(shape)
+  return x.reshape(shape)
+
+
+def to_theirs(kind: str, x: np.ndarray) -> np.ndarray:
+  """The inverse of `to_ours`."""
+  shape = their_shape(kind, x.shape)
+  if kind in ("transpose", "heads_in", "heads_out"):
+    return x.reshape(shape[::-1]).T
+  if kind == "patches":
+    return x.reshape(shape[2], shape[3], 3, shape[0]).transpose(3, 2, 0, 1)
+  return x.reshape(shape)
+
+
+def read(reader: safetensors_io.Reader, table: list[Entry], shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
+  """All parameters, flat by our paths, in the dtypes of the file.
+
+  Args:
+    shapes: our path -> shape, stacked ones with the layer first.
+    prefixes: what may stand before the table's names.
+
+  Raises:
+    ValueError: a missing tensor, a wrong shape, or a tensor the family does not know.
+  """
+  assert {e.path for e in table} == set(shapes), {e.path for e in table} ^ set(shapes)
+  params, used = {}, set()
+
+  def fetch(entry, i, shape):
+    name = entry.name.format(i=i)
+    found = reader.find(p + name for p in (*prefixes, ""))
+    found = found or prefixes[0] + name
+    used.add(found)
+    return to_ours(entry.kind, reader.read(found, their_shape(entry.kind, shape)), shape)
+
+  for entry in table:
+    shape = shapes[entry.path]
+    if not entry.stacked:
+      params[entry.path] = np.ascontiguousarray(fetch(entry, 0, shape))
+      continue
+    first = fetch(entry, 0, shape[1:])
+    stack = params[entry.path] = np.empty(shape, first.dtype)
+    stack[0] = first
+    for i in range(1, shape[0]):
+      stack[i] = fetch(entry, i, shape[1:])
+  _refuse_unknown(reader, used)
+  return params
+
+
+def _refuse_unknown(reader, used):
+  for name in set(reader.tensors) - used:
+    if name.endswith(_UNUSED_SUFFIXES) or name.startswith(_UNUSED_STARTS) or name == "lm_head.weight":
+      continue
+    raise ValueError(f"{reader.tensors[name][0]}: tensor {name} has no place in this model; config.json describes fewer parts than the file holds")
+
+
+def theirs(params: dict[str, np.ndarray], table: list[Entry], prefix: str) -> Iterator[tuple]:
+  """(name, shape, dtype, produce) of every HuggingFace tensor, for `safetensors_io.write`."""
+  for entry in table:
+    value = params[entry.path]
+    full = prefix if entry.name != "lm_head.weight" else ""
+    if not entry.stacked:
+      yield full + entry.name, their_shape(entry.kind, value.shape), value.dtype, lambda v=value, k=entry.kind: to_theirs(k, v)
+      continue
+    for i in range(value.shape[0]):
+      yield full + entry.name.format(i=i), their_shape(entry.kind, value.shape[1:]), value.dtype, lambda v=value, k=entry.kind, i=i: to_theirs(k, v[i])

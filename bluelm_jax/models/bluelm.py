@@ -1,0 +1,90 @@
+"""BlueLM: vision tower + adapter + decoder.
+
+Shapes: R row groups, T tile slots of a group, N tokens a tile, P patches, B rows, S sequence, D width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bluelm_jax.models import layers
+from bluelm_jax.models.config import BlueLMConfig
+from bluelm_jax.models.decoder import Decoder
+from bluelm_jax.models.decoder import KVCache
+from bluelm_jax.models.decoder import default_positions
+from bluelm_jax.models.vision import VisionTower
+
+
+class Adapter(nn.Module):
+  """Patch features [N, P, D_vision] -> tokens [N, (grid / merge)^2, D]: pad, merge neighbours, 2-layer MLP."""
+
+  config: object  # the decoder's, for dtypes
+  grid: int
+  merge: int
+  hidden_dim: int
+
+  @nn.compact
+  def __call__(self, x_NPD):
+    g, m = self.grid, self.merge
+    side = -(-g // m)
+    x = x_NPD.reshape(-1, g, g, x_NPD.shape[-1])
+    x = jnp.pad(x, ((0, 0), (0, side * m - g), (0, side * m - g), (0, 0)))
+    x = x.reshape(-1, side, m, side, m, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, m * m * x.shape[-1])
+    F, D = self.hidden_dim, self.config.embed_dim
+    up = layers.param(self, "up", (x.shape[-1], F), ("embed", "mlp"), x.shape[-1])
+    down = layers.param(self, "down", (F, D), ("mlp", "embed"), F)
+    x = jax.nn.gelu(x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("mlp",), None, 0.0))
+    return x @ down + layers.param(self, "down_bias", (D,), ("norm",), None, 0.0)
+
+
+class BlueLM(nn.Module):
+  """tokens (+ tiles) -> logits [B, S, V]."""
+
+  config: BlueLMConfig
+
+  def setup(self):
+    c = self.config
+    hidden_dim = c.adapter.hidden_dim or c.decoder.embed_dim
+    self.vision = VisionTower(c.vision)
+    self.adapter = Adapter(c.decoder, c.vision.grid, c.adapter.merge, hidden_dim)
+    self.decoder = Decoder(c.decoder)
+
+  def encode_tiles(self, tiles_RTHWC):
+    """uint8 tiles [R, T, H, W, 3] -> visual tokens [R, T * N, D]."""
+    R, T = tiles_RTHWC.shape[:2]
+    tokens = self.adapter(self.vision(tiles_RTHWC.reshape(R * T, *tiles_RTHWC.shape[2:])))
+    return tokens.reshape(R, T * tokens.shape[1], tokens.shape[2])
+
+  def embed(self, tokens_BS, visual_RXD=None, vision_index_BS=None):
+    """Token embeddings, with visual tokens of the row's own group where vision_index >= 0."""
+    x_BSD = self.decoder.embed(tokens_BS)
+    if visual_RXD is None:
+      return x_BSD
+    B, S = tokens_BS.shape
+    R = visual_RXD.shape[0]
+    index_RI = jnp.maximum(vision_index_BS, 0).reshape(R, B // R * S)
+    placed = jnp.take_along_axis(visual_RXD, index_RI[..., None], axis=1).reshape(x_BSD.shape)
+    return jnp.where(vision_index_BS[..., None] >= 0, placed.astype(x_BSD.dtype), x_BSD)
+
+  def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, cache: KVCache | None = None):
+    """Returns logits, or (logits, cache) when a cache is given.
+
+    Args:
+      tokens, positions, segment_ids: as for the decoder.
+      tiles: uint8 [R, T, H, W, 3], or None for text.
+      vision_index: int32 [B, S], required with tiles; see `data.batch.PackedBatch`.
+    """
+    if (tiles is None) != (vision_index is None):
+      raise ValueError("tiles and vision_index belong together; pass both or neither")
+    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles)
+    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
+    x_BSD = self.embed(tokens, visual, vision_index)
+    x_BSD, cache_out = self.decoder.hidden(x_BSD, positions, segment_ids, cache)
+    logits = self.decoder.logits(x_BSD)
+    return logits if cache is None else (logits, cache_out)
+
+  def init_all(self, tokens):
+    """Touches every parameter; for `init` and `eval_shape`."""
+    tile = self.config.vision.image_size
+    self.encode_tiles(jnp.zeros((1, 1, tile, tile, 3), jnp.uint8))
+    return self(tokens)

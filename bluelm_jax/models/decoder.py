@@ -1,0 +1,161 @@
+"""The language model: a Llama / Qwen2 / Qwen3 decoder.
+
+Shapes: B batch, S sequence, C cache slots, L layers, D width, H heads, K KV heads, F MLP width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bluelm_jax.kernels import rotary
+from bluelm_jax.kernels.attention.api import attention
+from bluelm_jax.models import layers
+from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.sharding import remat
+
+
+class KVCache(NamedTuple):
+  """Keys and values of the tokens seen so far, one slot a token.
+
+  Attributes:
+    k_LBCKD, v_LBCKD: rotated keys, and values.
+    positions_BC: int32 position of each slot's token.
+    segment_ids_BC: int32; 0 marks an empty slot, which no real query (ids from 1) sees.
+    length: int32 scalar, the next free slot.
+  """
+
+  k_LBCKD: jax.Array
+  v_LBCKD: jax.Array
+  positions_BC: jax.Array
+  segment_ids_BC: jax.Array
+  length: jax.Array
+
+
+def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
+  shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+  zeros = jnp.zeros((batch, slots), jnp.int32)
+  return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), zeros, zeros, jnp.int32(0))
+
+
+class Attention(nn.Module):
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BSD, table, query, key, cache=None):
+    """`query` and `key` are (positions, segment_ids); `cache` is (k_BCKD, v_BCKD, length)."""
+    c = self.config
+    D, H, K, d = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
+    q = jnp.einsum("bsd,dhk->bshk", x_BSD, layers.param(self, "q", (D, H, d), ("embed", "heads", "head_dim"), D))
+    k = jnp.einsum("bsd,dhk->bshk", x_BSD, layers.param(self, "k", (D, K, d), ("embed", "kv_heads", "head_dim"), D))
+    v = jnp.einsum("bsd,dhk->bshk", x_BSD, layers.param(self, "v", (D, K, d), ("embed", "kv_heads", "head_dim"), D))
+    if c.qkv_bias:
+      q += layers.param(self, "q_bias", (H, d), ("heads", "head_dim"), None, 0.0)
+      k += layers.param(self, "k_bias", (K, d), ("kv_heads", "head_dim"), None, 0.0)
+      v += layers.param(self, "v_bias", (K, d), ("kv_heads", "head_dim"), None, 0.0)
+    if c.qk_norm:
+      q = layers.RMSNorm(c, name="q_norm")(q)
+      k = layers.RMSNorm(c, name="k_norm")(k)
+    q, k = rotary.apply_rotary(q, table), rotary.apply_rotary(k, table)
+    if cache is not None:
+      k_cache, v_cache, length = cache
+      k = jax.lax.dynamic_update_slice_in_dim(k_cache, k.astype(k_cache.dtype), length, axis=1)
+      v = jax.lax.dynamic_update_slice_in_dim(v_cache, v.astype(v_cache.dtype), length, axis=1)
+      cache = k, v
+    out = attention(
+        q, k, v, q_positions=query[0], k_positions=key[0], q_segment_ids=query[1], k_segment_ids=key[1], causal=True)
+    o = layers.param(self, "o", (H, d, D), ("heads", "head_dim", "embed"), H * d, (2 * c.num_layers) ** -0.5)
+    return jnp.einsum("bshk,hkd->bsd", out, o), cache
+
+
+class SwiGLU(nn.Module):
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    c = self.config
+    gate = layers.param(self, "gate", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
+    up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
+    down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("mlp", "embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
+    return (jax.nn.silu(x_BSD @ gate) * (x_BSD @ up)) @ down
+
+
+class Block(nn.Module):
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BSD, cache, table, query, key, length):
+    """Returns (x, this layer's updated (k, v)); `cache` is this layer's (k, v) or None."""
+    c = self.config
+    if cache is not None:
+      cache = (*cache, length)
+    y, cache = Attention(c, name="attention")(layers.RMSNorm(c, name="attention_norm")(x_BSD), table, query, key, cache)
+    x_BSD = x_BSD + y
+    x_BSD = x_BSD + SwiGLU(c, name="mlp")(layers.RMSNorm(c, name="mlp_norm")(x_BSD))
+    return x_BSD, cache
+
+
+class Decoder(nn.Module):
+  """tokens int32 [B, S] -> logits [B, S, V] in the compute dtype."""
+
+  config: DecoderConfig
+
+  def setup(self):
+    c = self.config
+    self.layers = layers.stacked(Block, c, c.num_layers, remat.policy(c.remat), (0, *[nn.broadcast] * 4))(c)
+    self.final_norm = layers.RMSNorm(c)
+    # A tied table also produces logits, which want unit variance.
+    init = nn.initializers.normal(c.embed_dim**-0.5)
+    annotated = nn.with_logical_partitioning(init, ("vocab", "embed"))
+    self.embedding = self.param("embedding", annotated, (c.vocab_size, c.embed_dim), jnp.dtype(c.param_dtype))
+    if not c.tie_embeddings:
+      annotated = nn.with_logical_partitioning(init, ("embed", "vocab"))
+      self.lm_head = self.param("lm_head", annotated, (c.embed_dim, c.vocab_size), jnp.dtype(c.param_dtype))
+
+  def embed(self, tokens_BS):
+    return jnp.take(self.embedding, tokens_BS, axis=0).astype(self.config.dtype)
+
+  def hidden(self, x_BSD, positions_BS, segment_ids_BS, cache: KVCache | None = None):
+    """Embeddings [B, S, D] -> (normed last hidden states [B, S, D], updated cache or None)."""
+    c = self.config
+    table = rotary.rotary_table(positions_BS, c.head_dim, c.rope_theta, c.rope_scaling)
+    query = key = (positions_BS, segment_ids_BS)
+    kv, length = None, None
+    if cache is not None:
+      length = cache.length
+      update = jax.lax.dynamic_update_slice_in_dim
+      key = (update(cache.positions_BC, positions_BS, length, axis=1), update(cache.segment_ids_BC, segment_ids_BS, length, axis=1))
+      kv = (cache.k_LBCKD, cache.v_LBCKD)
+    x_BSD, kv = self.layers(x_BSD, kv, table, query, key, length)
+    if cache is not None:
+      cache = KVCache(*kv, *key, length + x_BSD.shape[1])
+    return self.final_norm(x_BSD), cache
+
+  def logits(self, x_BSD):
+    if self.config.tie_embeddings:
+      return x_BSD @ self.embedding.astype(x_BSD.dtype).T
+    return x_BSD @ self.lm_head.astype(x_BSD.dtype)
+
+  def __call__(self, tokens, positions=None, segment_ids=None, cache: KVCache | None = None):
+    """Returns logits, or (logits, cache) when a cache is given.
+
+    Args:
+      tokens: int32 [B, S].
+      positions: int32 [B, S]; None means 0, 1, ...; required with a cache.
+      segment_ids: int32 [B, S], 0 = padding; None means one segment a row.
+    """
+    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
+    x_BSD, cache_out = self.hidden(self.embed(tokens), positions, segment_ids, cache)
+    logits = self.logits(x_BSD)
+    return logits if cache is None else (logits, cache_out)
+
+
+def default_positions(tokens, positions, segment_ids, cache):
+  if positions is None:
+    if cache is not None:
+      raise ValueError("decoding with a cache needs explicit positions; pass positions=[B, S]")
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+  if segment_ids is None:
+    segment_ids = jnp.ones(tokens.shape, jnp.int32)
+  return positions, segment_ids

@@ -1,0 +1,74 @@
+"""Parameters and layers that several models share.
+
+Shapes: B batch, S sequence, D model width.
+"""
+
+from typing import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], fan_in: int | None, scale: float = 1.0):
+  """A parameter with logical axis names, cast to the module's compute dtype.
+
+  Args:
+    fan_in: inputs of a product: normal with std scale / sqrt(fan_in). None: all `scale` (norms, biases).
+  """
+  if fan_in is None:
+    init = nn.initializers.constant(scale)
+  else:
+    init = nn.initializers.normal(scale * fan_in**-0.5)
+  config = module.config
+  value = module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(config.param_dtype))
+  return value.astype(config.dtype)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis, in float32 (arXiv 1910.07467)."""
+
+  config: object
+  axis: str = "norm"
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), (x.shape[-1],), jnp.dtype(self.config.param_dtype))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm with scale and bias over the last axis, in float32."""
+
+  config: object
+
+  @nn.compact
+  def __call__(self, x):
+    dtype = jnp.dtype(self.config.param_dtype)
+    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],), dtype)
+    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (x.shape[-1],), dtype)
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
+    return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan_kwargs):
+  """`length` copies of a block with parameters stacked on axis 0, in a loop or unrolled.
+
+  Both forms have the same parameter tree, so a checkpoint serves either.
+  """
+  if policy is not None:
+    block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
+  return nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=in_axes,
+      length=length,
+      unroll=1 if config.scan_layers else length,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+      **scan_kwargs,
+  )

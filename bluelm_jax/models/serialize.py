@@ -1,0 +1,61 @@
+"""Model configurations as JSON: `model.json` beside every checkpoint."""
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+
+from bluelm_jax.models import config as config_lib
+
+FILE_NAME = "model.json"
+_KINDS = {"bluelm": config_lib.BlueLMConfig, "decoder": config_lib.DecoderConfig, "vision": config_lib.VisionConfig}
+
+ModelConfig = config_lib.BlueLMConfig | config_lib.DecoderConfig | config_lib.VisionConfig
+
+
+def build(config: ModelConfig):
+  """The Flax module a configuration describes."""
+  from bluelm_jax.models import bluelm, decoder, vision  # here so that configs alone stay light
+
+  modules = {config_lib.BlueLMConfig: bluelm.BlueLM, config_lib.DecoderConfig: decoder.Decoder, config_lib.VisionConfig: vision.VisionTower}
+  return modules[type(config)](config)
+
+
+def to_dict(config: ModelConfig) -> dict:
+  kind = next(k for k, cls in _KINDS.items() if isinstance(config, cls))
+  return {"kind": kind, **dataclasses.asdict(config)}
+
+
+def from_dict(values: dict) -> ModelConfig:
+  """Raises ValueError on an unknown kind or field."""
+  values = dict(values)
+  kind = values.pop("kind", None)
+  if kind not in _KINDS:
+    raise ValueError(f"model kind {kind!r} is unknown; use {', '.join(_KINDS)}")
+  return _fill(_KINDS[kind], values)
+
+
+def _fill(cls, values: dict):
+  hints = typing.get_type_hints(cls)
+  unknown = set(values) - set(hints)
+  if unknown:
+    raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}; its fields are {', '.join(hints)}")
+
+  def convert(hint, value):
+    if isinstance(hint, types.UnionType):  # `X | None`
+      hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    return _fill(hint, value) if dataclasses.is_dataclass(hint) and value is not None else value
+
+  return cls(**{name: convert(hints[name], value) for name, value in values.items()})
+
+
+def save(config: ModelConfig, directory) -> None:
+  path = pathlib.Path(directory) / FILE_NAME
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(to_dict(config), indent=1))
+  temporary.rename(path)
+
+
+def load(directory) -> ModelConfig:
+  return from_dict(json.loads((pathlib.Path(directory) / FILE_NAME).read_text()))

@@ -1,0 +1,74 @@
+"""SigLIP / SigLIP 2 vision tower (fixed resolution, no pooling head).
+
+Shapes: N images, I image side, P patches, D width, H heads, d head size.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bluelm_jax.kernels.attention.api import attention
+from bluelm_jax.models import layers
+from bluelm_jax.models.config import VisionConfig
+from bluelm_jax.sharding import remat
+
+
+class VisionAttention(nn.Module):
+  config: VisionConfig
+
+  @nn.compact
+  def __call__(self, x_NPD):
+    c = self.config
+    D, H, d = c.embed_dim, c.num_heads, c.embed_dim // c.num_heads
+    projected = []
+    for name in ("q", "k", "v"):
+      weight = layers.param(self, name, (D, H, d), ("embed", "heads", "head_dim"), D)
+      bias = layers.param(self, f"{name}_bias", (H, d), ("heads", "head_dim"), None, 0.0)
+      projected.append(jnp.einsum("npd,dhk->nphk", x_NPD, weight) + bias)
+    zeros = jnp.zeros(x_NPD.shape[:2], jnp.int32)
+    out = attention(*projected, q_positions=zeros, k_positions=zeros, causal=False)
+    weight = layers.param(self, "o", (H, d, D), ("heads", "head_dim", "embed"), D, (2 * c.num_layers) ** -0.5)
+    return jnp.einsum("nphk,hkd->npd", out, weight) + layers.param(self, "o_bias", (D,), ("norm",), None, 0.0)
+
+
+class VisionMLP(nn.Module):
+  config: VisionConfig
+
+  @nn.compact
+  def __call__(self, x_NPD):
+    c = self.config
+    up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
+    down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("mlp", "embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
+    x = x_NPD @ up + layers.param(self, "up_bias", (c.mlp_dim,), ("mlp",), None, 0.0)
+    return jax.nn.gelu(x, approximate=True) @ down + layers.param(self, "down_bias", (c.embed_dim,), ("norm",), None, 0.0)
+
+
+class VisionBlock(nn.Module):
+  config: VisionConfig
+
+  @nn.compact
+  def __call__(self, x_NPD, _):
+    c = self.config
+    x_NPD = x_NPD + VisionAttention(c, name="attention")(layers.LayerNorm(c, name="attention_norm")(x_NPD))
+    return x_NPD + VisionMLP(c, name="mlp")(layers.LayerNorm(c, name="mlp_norm")(x_NPD)), None
+
+
+class VisionTower(nn.Module):
+  """uint8 pixels [N, I, I, 3] (or floats already in [-1, 1]) -> hidden states [N, P, D]."""
+
+  config: VisionConfig
+
+  @nn.compact
+  def __call__(self, pixels_NIIC):
+    c = self.config
+    x = pixels_NIIC
+    if x.dtype == jnp.uint8:
+      x = x.astype(c.dtype) / 127.5 - 1.0  # mean and std 0.5
+    p, g = c.patch_size, c.grid
+    x = x[:, : p * g, : p * g].reshape(-1, g, p, g, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, g * g, p * p * 3)
+    # The patch "convolution" as one product: kernel rows run over (y, x, channel).
+    kernel = layers.param(self, "patch", (p * p * 3, c.embed_dim), ("patch", "embed"), p * p * 3)
+    x = x.astype(c.dtype) @ kernel + layers.param(self, "patch_bias", (c.embed_dim,), ("norm",), None, 0.0)
+    x = x + layers.param(self, "position", (g * g, c.embed_dim), ("position", "embed"), c.embed_dim)
+    x, _ = layers.stacked(VisionBlock, c, c.num_layers, remat.policy(c.remat), nn.broadcast)(c, name="layers")(x, None)
+    return layers.LayerNorm(c, name="final_norm")(x)

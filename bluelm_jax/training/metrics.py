@@ -1,0 +1,56 @@
+"""Where numbers go: a JSONL file, TensorBoard events and one line on the terminal."""
+
+import json
+import pathlib
+import sys
+import time
+
+import tensorboardX
+
+
+class Metrics:
+  """Writes scalars of a stage and keeps its clock.
+
+  Rates are over the wall time since the last line, saving and input waits included, compiling not.
+  """
+
+  def __init__(self, workdir, name: str, steps: int):
+    workdir = pathlib.Path(workdir)
+    self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
+    self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+    self._name, self._steps = name, steps
+    self._since = None
+
+  def start(self, step: int) -> None:
+    """Starts the clock; call it after the first step has compiled."""
+    self._since, self._step = time.monotonic(), step
+
+  def write(self, step: int, values: dict, tokens: int, slots: int) -> None:
+    """Logs `values`; `tokens` of `slots` were not padding since the last line."""
+    seconds = time.monotonic() - self._since
+    per_step = seconds / max(step - self._step, 1)
+    values = {
+        "step": step, **{k: float(v) for k, v in values.items()}, "tokens_per_second": tokens / max(seconds, 1e-9),
+        "padding": 1.0 - tokens / slots, "seconds_per_step": per_step}
+    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+    for key, value in values.items():
+      self._board.add_scalar(key, value, step)
+    eta = per_step * (self._steps - step)
+    print(
+        f"{self._name:>9} step {step:>5}/{self._steps} | loss {values['loss']:.4f} | {values['tokens_per_second']:,.0f} tok/s | "
+        f"padding {values['padding']:.1%} | eta {int(eta) // 60}:{int(eta) % 60:02d}", file=sys.stderr, flush=True)
+    self.start(step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+
+def read(workdir) -> list[dict]:
+  """The lines of a stage's metrics.jsonl; a resumed step replaces the earlier line."""
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  by_step = {}
+  for line in lines:
+    record = json.loads(line)
+    by_step[record["step"]] = record
+  return [by_step[s] for s in sorted(by_step)]

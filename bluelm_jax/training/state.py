@@ -1,0 +1,64 @@
+"""Train state and the train step.
+
+Shapes: B batch, S sequence, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bluelm_jax.data.batch import PackedBatch
+from bluelm_jax.kernels.cross_entropy import token_log_probs
+from bluelm_jax.training import optimizer as optimizer_lib
+
+
+class TrainState(NamedTuple):
+  """step int32 scalar; parameters flat by path, the frozen ones apart."""
+
+  step: jax.Array
+  trainable: dict[str, jax.Array]
+  frozen: dict[str, jax.Array]
+  opt_state: Any
+
+  @property
+  def params(self):
+    return optimizer_lib.merge(self.trainable, self.frozen)
+
+
+def apply_batch(model, params, batch: PackedBatch):
+  """Logits [B, S, V] of a batch; text-only models take no tiles."""
+  kwargs = {"positions": batch.positions, "segment_ids": batch.segment_ids}
+  if batch.tiles.shape[1]:
+    kwargs |= {"tiles": batch.tiles, "vision_index": batch.vision_index}
+  return model.apply({"params": params}, batch.tokens, **kwargs)
+
+
+def loss_sums(model, params, batch: PackedBatch):
+  """(sum of weighted negative log-likelihood in nats, sum of weights)."""
+  log_probs_BS = token_log_probs(apply_batch(model, params, batch), batch.targets)
+  return -jnp.sum(log_probs_BS * batch.loss_weights), jnp.sum(batch.loss_weights)
+
+
+def make_train_step(model, tx: optax.GradientTransformation):
+  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count."""
+
+  def step(state: TrainState, batch: PackedBatch):
+    def loss_fn(trainable):
+      total, count = loss_sums(model, optimizer_lib.merge(trainable, state.frozen), batch)
+      return total / jnp.maximum(count, 1.0), count
+
+    (loss, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {
+        "loss": loss,
+        "loss_tokens": count,
+        "tokens": jnp.sum(batch.segment_ids > 0),
+        "image_tokens": jnp.sum(batch.vision_index >= 0),
+        "grad_norm": optax.global_norm(grads),
+    }
+    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+
+  return step

@@ -1,0 +1,29 @@
+"""Joint pretraining of all parts: screens, and 40 % text.
+
+  python -m bluelm_jax.train --config=configs/stages/joint.py:miniature --workdir=/tmp/joint --config.init_from=/tmp/adapter
+"""
+
+from bluelm_jax.training import defaults
+
+
+def get_config(size: str = "miniature"):
+  c = defaults.stage()
+  c.name, c.preset = "joint", size
+  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
+  c.steps = 1200
+  if size == "small":
+    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 12_000
+  c.optimizer.name = "muon"
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.01
+  c.schedule.warmup = 30
+  c.schedule.kind = "constant"
+  defaults.sources(
+      c,
+      screens=dict(
+          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=10,
+          tasks=dict(ground=0.6, list=0.1, refer=0.12, read=0.03, caption=0.05, higher=0.1)),
+      prose=dict(kind="documents", path="assets/text-train.array_record", share=0.25, window=192),
+      reasoning=dict(kind="reasoning", share=0.15, styles=dict(long=0.7, short=0.2, none=0.1)),
+  )
+  return c
