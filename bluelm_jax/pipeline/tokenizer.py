@@ -26,11 +26,6 @@ SPECIAL = (
     "<|pad|>", "<|endoftext|>", "[|Human|]:", "[|AI|]:", "[|System|]:", "[|BlueThink|]", "<think>", "</think>",
     "<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
 
-_OUTPUT = flags.DEFINE_string("output", None, "The tokenizer.json to write.")
-_TEXT = flags.DEFINE_string("text", "assets/text-train.array_record", "Shard of documents.")
-_EXTRA = flags.DEFINE_list("extra", [], "More text files to learn from, e.g. phrases that shall be short.")
-_VOCAB = flags.DEFINE_integer("vocab_size", 1024, "Tokens, the special ones included.")
-
 
 def train(texts: Iterable[str], vocab_size: int, extra_texts: Iterable[str] = ()) -> tokenizers.Tokenizer:
   """A tokenizer that round-trips any UTF-8 text; what `extra_texts` repeat gets short encodings."""
@@ -65,14 +60,18 @@ def task_texts(seed: int = 0, problems: int = 12_000) -> Iterable[str]:
 
 def main(argv):
   del argv
-  documents = sources.read_shard(_TEXT.value)
+  documents = sources.read_shard(flags.FLAGS.text)
   prose = [documents[i].text for i in range(len(documents))]
-  extra = [pathlib.Path(path).read_text("utf-8") for path in _EXTRA.value]
-  tokenizer = train(prose, _VOCAB.value, [*task_texts(), *extra])
-  output = pathlib.Path(_OUTPUT.value)
+  extra = [pathlib.Path(path).read_text("utf-8") for path in flags.FLAGS.extra]
+  tokenizer = train(prose, flags.FLAGS.vocab_size, [*task_texts(), *extra])
+  output = pathlib.Path(flags.FLAGS.output)
   output.write_text(tokenizer.to_str())
   print(f"{output}: {tokenizer.get_vocab_size()} tokens")
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("output", None, "The tokenizer.json to write.")
+  flags.DEFINE_string("text", "assets/text-train.array_record", "Shard of documents.")
+  flags.DEFINE_list("extra", [], "More text files to learn from, e.g. phrases that shall be short.")
+  flags.DEFINE_integer("vocab_size", 1024, "Tokens, the special ones included.")
   door.run(main, required=("output",))

@@ -35,10 +35,15 @@ def apply_batch(model, params, batch: PackedBatch):
   return model.apply({"params": params}, batch.tokens, **kwargs)
 
 
+def row_losses(model, params, batch: PackedBatch):
+  """Weighted negative log-likelihood in nats of every row, float32 [B]."""
+  log_probs_BS = token_log_probs(apply_batch(model, params, batch), batch.targets)
+  return -jnp.sum(log_probs_BS * batch.loss_weights, axis=1)
+
+
 def loss_sums(model, params, batch: PackedBatch):
   """(sum of weighted negative log-likelihood in nats, sum of weights)."""
-  log_probs_BS = token_log_probs(apply_batch(model, params, batch), batch.targets)
-  return -jnp.sum(log_probs_BS * batch.loss_weights), jnp.sum(batch.loss_weights)
+  return jnp.sum(row_losses(model, params, batch)), jnp.sum(batch.loss_weights)
 
 
 def make_train_step(model, tx: optax.GradientTransformation):

@@ -23,10 +23,6 @@ import numpy as np
 from bluelm_jax import door
 from bluelm_jax.data import sample
 
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for text-train.array_record and text-test.array_record.")
-_SEED = flags.DEFINE_integer("seed", 0, "Order of the documents.")
-_BYTES = flags.DEFINE_integer("bytes", 1_200_000, "UTF-8 bytes of train text a language.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -223,10 +219,10 @@ def build(work: pathlib.Path, train_bytes: int, seed: int) -> dict[str, list[sam
 
 def main(argv):
   del argv
-  output = pathlib.Path(_OUTPUT.value)
+  output = pathlib.Path(flags.FLAGS.output)
   output.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as work:
-    splits = build(pathlib.Path(work), _BYTES.value, _SEED.value)
+    splits = build(pathlib.Path(work), flags.FLAGS.bytes, flags.FLAGS.seed)
   for split, samples in splits.items():
     path = output / f"text-{split}.array_record"
     sample.write_shard(path, samples)
@@ -237,4 +233,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("output", None, "Directory for text-train.array_record and text-test.array_record.")
+  flags.DEFINE_integer("seed", 0, "Order of the documents.")
+  flags.DEFINE_integer("bytes", 1_200_000, "UTF-8 bytes of train text a language.")
   door.run(main, required=("output",))

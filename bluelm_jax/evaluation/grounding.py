@@ -1,0 +1,99 @@
+"""GUI grounding on held-out screens: is the predicted point inside the named element?"""
+
+import dataclasses
+
+import numpy as np
+
+from bluelm_jax.data import images
+from bluelm_jax.data import sources
+from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.data.tasks import screens
+from bluelm_jax.inference.generate import Options
+
+ROWS, SLOTS = 24, 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One question; `screen` numbers the screen it is about."""
+
+  screen: int
+  image: np.ndarray
+  language: str
+  label: str
+  box: tuple[float, float, float, float]
+
+
+def items(path: str, count: int, seed: int) -> list[Item]:
+  """Questions about the screens of a shard, at most three a screen, drawn from a seed."""
+  shard, rng, found = sources.read_shard(path), np.random.default_rng(seed), []
+  for i in rng.permutation(len(shard)):
+    sample = shard[int(i)]
+    named = screens.targets(sample.meta["elements"], sample.meta["language"])
+    image = images.decode(sample.images[0])
+    for j in rng.permutation(len(named))[:3]:
+      found.append(Item(int(i), image, sample.meta["language"], named[j][0], tuple(named[j][1]["box"])))
+  return found[:count]
+
+
+def predict(generator, chat, tokenizer, pictures: list[np.ndarray], asked: list[Item]) -> list[str]:
+  """Replies to "Point to the ..." with the given picture for each item."""
+  prompts = []
+  for picture, item in zip(pictures, asked):
+    text = screens.PHRASES["point"][item.language].format(item.label)
+    message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
+    prompts.append(chat.prompt([message], thinking=False))
+  return replies(generator, tokenizer, prompts, Options(max_tokens=14), ROWS, SLOTS)
+
+
+def replies(generator, tokenizer, prompts, options: Options, rows: int, slots: int) -> list[str]:
+  """Texts for many prompts, `rows` at a time."""
+  out = []
+  for i in range(0, len(prompts), rows):
+    out += [tokenizer.decode(ids) for ids in generator.generate(prompts[i : i + rows], options, rows, slots)]
+  return out
+
+
+def hit(reply: str, box) -> bool:
+  at = screens.parse_point(reply)
+  return at is not None and box[0] <= at[0] <= box[2] and box[1] <= at[1] <= box[3]
+
+
+def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
+  """The model with the right screen, a blank one and another screen; and a point drawn at random.
+
+  Returns:
+    "items", "replies", and per condition an array of hits (chance: the probability of one).
+  """
+  asked = items(path, count, seed)
+  own = [item.image for item in asked]
+  # The next screen in the list is another one: items of a screen are neighbours, at most three.
+  other = [own[(i + 3) % len(own)] for i in range(len(own))]
+  result = {"items": asked, "chance": np.array([(b[2] - b[0]) * (b[3] - b[1]) for b in (i.box for i in asked)])}
+  for name, pictures in (("model", own), ("no image", [np.full_like(p, 127) for p in own]), ("other image", other)):
+    said = predict(generator, chat, tokenizer, pictures, asked)
+    result[name] = np.array([hit(r, i.box) for r, i in zip(said, asked)])
+    if name == "model":
+      result["replies"] = said
+  return result
+
+
+def compare_screens(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
+  """Multi-step questions on screens ("which is higher?"), answered at once and after thinking."""
+  shard, rng, made = sources.read_shard(path), np.random.default_rng(seed), []
+  while len(made) < count:
+    sample = shard[int(rng.integers(len(shard)))]
+    question = screens.higher(sample.meta["elements"], sample.meta, rng)
+    if question is not None:
+      made.append((images.decode(sample.images[0]), sample.meta["language"], *question))
+  result = {"items": made}
+  for style in ("none", "short", "long"):
+    prompts = []
+    for image, language, ask, _, _ in made:
+      text = ask if style == "none" else f"{ask} {reasoning.HINTS[style][language]}"
+      message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+      prompts.append(chat.prompt([message], thinking=style != "none"))
+    said = replies(generator, tokenizer, prompts, Options(max_tokens=4 if style == "none" else 64), ROWS, SLOTS)
+    result[style] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer for r, (*_, answer) in zip(said, made)])
+    result[f"{style} replies"] = said
+  return result

@@ -1,0 +1,57 @@
+"""Held-out text: bits per byte, and reasoning with and without thought."""
+
+import jax
+import numpy as np
+
+from bluelm_jax.data import pack
+from bluelm_jax.data import sources
+from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.evaluation.grounding import replies
+from bluelm_jax.inference.generate import Options
+from bluelm_jax.training import state
+
+
+def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int = 8) -> dict[str, np.ndarray]:
+  """language -> array [documents, 2] of (bits, bytes); each document is read in windows of `length` tokens.
+
+  The first token of a window is given, so its bytes are not counted.
+  """
+  shard = sources.read_shard(path)
+  sums = jax.jit(lambda p, b: state.row_losses(model, p, b))
+  spec = pack.PackSpec(rows, length, tile_size=chat.anyres.tile_size if chat.anyres else 1)
+  windows, totals = [], {}
+  for i in range(len(shard)):
+    sample = shard[i]
+    ids = np.array(chat.tokenizer.encode(sample.text), np.int32)
+    first_bytes = 0
+    for start in range(0, len(ids) - 1, length):
+      windows.append((i, sources.text_example(ids[start : start + length + 1], chat)))
+      if start == 0:
+        first_bytes = len(chat.tokenizer.decode(ids[:1]).encode())
+    totals[i] = [sample.meta["language"], 0.0, len(sample.text.encode()) - first_bytes]
+  for at in range(0, len(windows), rows):  # one window a row, so that rows tell documents apart
+    group = windows[at : at + rows]
+    packer = pack.Packer(spec)
+    for row, (_, example) in enumerate(group):
+      packer.used[:] = np.where(np.arange(rows) == row, 0, length)
+      assert packer.add(example)
+    nats = np.asarray(sums(params, packer.batch))
+    for row, (i, _) in enumerate(group):
+      totals[i][1] += float(nats[row]) / np.log(2)
+  return {lang: np.array([t[1:] for t in totals.values() if t[0] == lang]) for lang in ("zh", "en")}
+
+
+def problems(count: int, seed: int) -> list[reasoning.Problem]:
+  """Distinct held-out problems, tasks in turn."""
+  rng, found = np.random.default_rng(seed), {}
+  tasks = list(reasoning.LENGTHS)
+  while len(found) < count:
+    problem = reasoning.make(rng, tasks[len(found) % len(tasks)], held_out=True)
+    found.setdefault(problem.question, problem)
+  return list(found.values())
+
+
+def reason(generator, chat, tokenizer, asked: list[reasoning.Problem], style: str, rows: int = 100) -> list[str]:
+  """Replies; `style` is "long", "short" or "none" (the switch is off)."""
+  prompts = [chat.prompt(reasoning.conversation(p, style)[:1], thinking=style != "none") for p in asked]
+  return replies(generator, tokenizer, prompts, Options(max_tokens=8 if style == "none" else 88), rows, 96)

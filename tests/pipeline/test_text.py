@@ -1,0 +1,88 @@
+"""The shipped prose, and the cleaning that made it."""
+
+import functools
+
+import pytest
+
+from bluelm_jax.data import sources
+from bluelm_jax.pipeline.text import build
+
+LICENCES = {"CC-BY-SA-3.0", "MPL-2.0", "PSF-2.0"}
+
+
+@functools.cache
+def _read(split):
+  records = sources.read_shard(f"assets/text-{split}.array_record")
+  return [records[i] for i in range(len(records))]
+
+
+def _bytes(split, language):
+  return sum(len(s.text.encode()) for s in _read(split) if s.meta["language"] == language)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_document_says_what_it_is(split):
+  for document in _read(split):
+    assert document.source and document.licence in LICENCES and document.meta["language"] in ("zh", "en")
+    assert not document.messages and not document.images
+    assert 950 <= len(document.text.encode()) <= 4096
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_documents_are_in_their_language(split):
+  for document in _read(split):
+    share = build.han_share(document.text)
+    assert share > 0.55 if document.meta["language"] == "zh" else share == 0
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_sizes(language):
+  assert 1_150_000 < _bytes("train", language) < 1_300_000
+  assert 60_000 < _bytes("test", language) < 100_000
+
+
+def test_shards_are_small():
+  paths = [sources.resolve(f"assets/text-{split}.array_record") for split in ("train", "test")]
+  assert sum(path.stat().st_size for path in paths) <= 3_200_000
+
+
+def test_no_test_paragraph_stands_in_train():
+  train = "\n".join(s.text for s in _read("train"))
+  whole = set(train.split("\n"))
+  for document in _read("test"):
+    for paragraph in document.text.split("\n"):
+      assert paragraph not in whole
+      assert len(paragraph) < 40 or paragraph not in train
+
+
+def test_no_page_on_both_sides():
+  pages = {split: {p for s in _read(split) for p in s.source.split(": ")[1].split()} for split in ("train", "test")}
+  assert not pages["train"] & pages["test"]
+
+
+def test_every_licence_is_attributed():
+  notice = (sources.ASSETS / "TEXT.md").read_text("utf-8")
+  for document in _read("train") + _read("test"):
+    assert document.source.split(":")[0] in notice and document.licence in notice
+
+
+def test_paragraphs_leave_code_and_variants_out():
+  page = """<nav><p>Somewhere else there is another page about all of these things.</p></nav>
+    <p>Choose <span hidden class="MAC"><span>Preferences</span></span><span hidden>Options</span> to see the
+    list of all the settings.</p><pre>This line is long enough to be kept, but it stands among the code.</pre><p>Too short.</p>"""
+  assert build.paragraphs(page, "en") == ["Choose Options to see the list of all the settings."]
+
+
+def test_join_keeps_every_paragraph_in_order_within_the_size():
+  found = [(f"page{i // 7}", f"{i:03d}" + "x" * 297) for i in range(70)]
+  documents = list(build.join(found))
+  assert "\n".join(text for _, text in documents) == "\n".join(text for _, text in found)
+  assert all(950 <= len(text) <= 4000 for _, text in documents)
+  assert all(pages == sorted(set(pages)) for pages, _ in documents)
+
+
+def test_heads_find_near_copies():
+  heads = build.Heads()
+  heads.add("Click the button to open the dialog.")
+  assert heads.inside("First of all, click the Button to open the dialog. Then wait.")
+  assert not heads.inside("Click the button to open the window, then wait for the dialog.")
