@@ -35,6 +35,9 @@ class Tokenizer:
   def decode(self, ids, skip_special: bool = False) -> str:
     return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special)
 
+  def has(self, token: str) -> bool:
+    return self._tokenizer.token_to_id(token) is not None
+
   @functools.cache
   def special_id(self, token: str) -> int:
     token_id = self._tokenizer.token_to_id(token)

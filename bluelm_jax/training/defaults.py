@@ -52,7 +52,5 @@ def sources(c: ml_collections.ConfigDict, **named) -> None:
 
 
 def recipe() -> ml_collections.ConfigDict:
-  c = ml_collections.ConfigDict()
-  c.stages = ()  # of (name, stage config); each starts from the one before
-  c.evaluation = ml_collections.ConfigDict()
-  return c
+  """Stages by name, in order: {"config": "file.py:argument", "override": {"key.path": value}}."""
+  return ml_collections.ConfigDict({"stages": {}, "evaluation": {}})

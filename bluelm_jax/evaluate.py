@@ -1,0 +1,37 @@
+"""Evaluates a finished recipe on held-out data and writes report.html.
+
+  python -m bluelm_jax.evaluate --config=configs/recipes/miniature.py --workdir=/tmp/miniature
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from bluelm_jax import door
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe that was run.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The recipe's workdir; gets report.html, report.json and grounding.png.")
+
+
+def main(argv):
+  del argv
+  from bluelm_jax import compilation
+  from bluelm_jax.evaluation import report
+  from bluelm_jax.evaluation import runner
+  from bluelm_jax.training import recipe
+
+  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  directories = {name: pathlib.Path(d) for name, d, _ in recipe.stages(config, workdir)}
+  missing = [name for name, d in directories.items() if not (d / "done.json").exists()]
+  if missing:
+    raise ValueError(f"stage {missing[0]!r} is not finished in {workdir}; run python -m bluelm_jax.recipe first")
+  compilation.use_cache()
+  results = runner.evaluate(config.evaluation, directories[config.evaluation.before], list(directories.values())[-1])
+  report.write(results, directories, workdir)
+  print(report.table(results))
+  print(f"\nreport: {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+  door.run(main, required=("config", "workdir"))

@@ -1,0 +1,111 @@
+"""What a finished recipe shows: a table on the terminal, report.html, report.json and a picture."""
+
+import base64
+import dataclasses
+import html
+import json
+import pathlib
+
+import cv2
+import numpy as np
+
+from bluelm_jax.data.tasks import screens
+from bluelm_jax.training import metrics
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; max-width: 1100px; margin: 24px auto; padding: 0 16px; color: #1f2329 }
+table { border-collapse: collapse } td, th { padding: 3px 12px; border-bottom: 1px solid #ddd; text-align: left }
+td.n { text-align: right; font-variant-numeric: tabular-nums } .ok { color: #07803f } .no { color: #b3261e }
+figure { display: inline-block; margin: 6px; width: 170px; vertical-align: top } figcaption { font-size: 12px }
+figure svg { width: 170px; border: 1px solid #ccc } .d { margin: 8px 0; padding: 8px 12px; background: #f4f5f7; border-radius: 8px }
+.d i { color: #8a8f99; font-style: normal } .curves svg { margin-right: 12px }
+"""
+
+
+def table(results) -> str:
+  """The figures and claims as plain text."""
+  lines = [f"{'figure on held-out data':<48}{'value':>8}   95 % interval      n"]
+  for f in results.figures:
+    lines.append(f"{f.name:<48}{f.value:>8.3f}   [{f.low:.3f}, {f.high:.3f}]   {f.n:>5}")
+  lines += ["", f"{'ability':<38}{'control':<36}{'ability':>8}{'control':>9}{'p':>10}"]
+  for c in results.claims:
+    lines.append(f"{c.ability:<38}{c.control:<36}{c.value:>8.3f}{c.control_value:>9.3f}{c.p:>10.2g}  {'SHOWN' if c.holds else 'NOT SHOWN'}")
+  return "\n".join(lines)
+
+
+def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.Path) -> None:
+  """Writes report.html, report.json and grounding.png into `output`."""
+  curves = {name: metrics.read(d) for name, d in stage_directories.items()}
+  values = {
+      "figures": [dataclasses.asdict(f) for f in results.figures],
+      "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues}
+  (output / "report.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
+  cv2.imwrite(str(output / "grounding.png"), picture(results.points[:6]))
+  parts = [
+      "<!doctype html><meta charset=utf-8><title>bluelm_jax report</title>", f"<style>{_STYLE}</style><h1>bluelm_jax: what this run learned</h1>",
+      "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
+      "<p>Shown means: better than the control at p &lt; 0.001 on at least 300 held-out items. Held-out screens come from page layouts never seen in training.</p>",
+      _claims(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
+      "</div><h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
+      *map(_screen, results.points[:18]), "<h2>Dialogues</h2>", *map(_dialogue, results.dialogues)]
+  temporary = output / "report.tmp"
+  temporary.write_text("\n".join(parts))
+  temporary.rename(output / "report.html")
+
+
+def _figures(results):
+  rows = "".join(f"<tr><td>{html.escape(f.name)}<td class=n>{f.value:.3f}<td class=n>[{f.low:.3f}, {f.high:.3f}]<td class=n>{f.n}" for f in results.figures)
+  return f"<table><tr><th>figure<th>value<th>95 % interval<th>items{rows}</table>"
+
+
+def _claims(results):
+  rows = ""
+  for c in results.claims:
+    verdict = "<b class=ok>shown</b>" if c.holds else "<b class=no>not shown</b>"
+    rows += f"<tr><td>{html.escape(c.ability)}<td>{html.escape(c.control)}<td class=n>{c.value:.3f}<td class=n>{c.control_value:.3f}<td class=n>{c.p:.2g}<td class=n>{c.n}<td>{verdict}"
+  return f"<table><tr><th>ability<th>control<th>ability<th>control<th>p<th>items<th>{rows}</table>"
+
+
+def _curve(name: str, records: list[dict]) -> str:
+  """One loss curve as an SVG."""
+  steps = [r["step"] for r in records]
+  losses = [r["loss"] for r in records]
+  low, high = min(losses), max(losses)
+  points = " ".join(f"{20 + 220 * s / steps[-1]:.1f},{110 - 90 * (v - low) / (high - low or 1):.1f}" for s, v in zip(steps, losses))
+  return (
+      f'<svg width="250" height="140"><text x="20" y="14" font-size="13">{html.escape(name)}: {losses[0]:.2f} → {losses[-1]:.2f} in {steps[-1]} steps</text>'
+      f'<polyline points="{points}" fill="none" stroke="#1769ff" stroke-width="1.5"/><line x1="20" y1="110" x2="240" y2="110" stroke="#999"/></svg>')
+
+
+def _screen(point: dict) -> str:
+  image = point["image"]
+  h, w = image.shape[:2]
+  data = base64.b64encode(cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()).decode()
+  l, t, r, b = (v * s for v, s in zip(point["box"], (w, h, w, h)))
+  marks = f'<rect x="{l:.0f}" y="{t:.0f}" width="{r - l:.0f}" height="{b - t:.0f}" fill="none" stroke="#07b155" stroke-width="3"/>'
+  if at := screens.parse_point(point["reply"]):
+    marks += f'<circle cx="{at[0] * w:.0f}" cy="{at[1] * h:.0f}" r="7" fill="{"#07b155" if point["hit"] else "#e5383b"}" stroke="#fff" stroke-width="2"/>'
+  caption = html.escape(f"{point['label']}: {point['reply']}")
+  return f'<figure><svg viewBox="0 0 {w} {h}"><image href="data:image/webp;base64,{data}" width="{w}" height="{h}"/>{marks}</svg><figcaption>{caption}</figcaption></figure>'
+
+
+def _dialogue(d: dict) -> str:
+  reply = html.escape(d["reply"]).replace("&lt;think&gt;", "<i>&lt;think&gt;").replace("&lt;/think&gt;", "&lt;/think&gt;</i> ")
+  mode = {"none": "at once", "short": "thinking briefly", "long": "thinking"}[d["mode"]]
+  return f"<div class=d><b>{html.escape(d['question'])}</b> <small>({mode})</small><br>{reply}<br><small>truth: {html.escape(d['truth'])}</small></div>"
+
+
+def picture(points: list[dict]) -> np.ndarray:
+  """BGR image of screens side by side, with true boxes and predicted points."""
+  panels = []
+  for p in points:
+    panel = cv2.cvtColor(p["image"], cv2.COLOR_RGB2BGR)
+    h, w = panel.shape[:2]
+    l, t, r, b = (round(v * s) for v, s in zip(p["box"], (w, h, w, h)))
+    cv2.rectangle(panel, (l, t), (r, b), (85, 177, 7), 3)
+    if at := screens.parse_point(p["reply"]):
+      color = (85, 177, 7) if p["hit"] else (59, 56, 229)
+      cv2.circle(panel, (round(at[0] * w), round(at[1] * h)), 8, (255, 255, 255), -1)
+      cv2.circle(panel, (round(at[0] * w), round(at[1] * h)), 6, color, -1)
+    panels += [panel, np.full((h, 8, 3), 255, np.uint8)]
+  return np.concatenate(panels[:-1], axis=1)

@@ -1,0 +1,66 @@
+"""A checkpoint that answers: weights, tokenizer and chat format together."""
+
+import dataclasses
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from bluelm_jax.data import chat as chat_lib
+from bluelm_jax.data import images
+from bluelm_jax.data.batch import Example
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.inference.generate import Generator
+from bluelm_jax.inference.generate import Options
+from bluelm_jax.interop import load
+from bluelm_jax.models.config import BlueLMConfig
+from bluelm_jax.models.config import VisionConfig
+
+
+class Speaker:
+  """Answers prompts with the checkpoint in a directory.
+
+  Uses the project's chat format where the tokenizer has its markers; another tokenizer's model continues
+  the prompt as plain text.
+  """
+
+  def __init__(self, directory):
+    directory = load.checkpoint_directory(directory)
+    model, params = load.load_pretrained(directory)
+    config = model.config
+    if isinstance(config, VisionConfig):
+      raise ValueError(f"{directory} is a vision tower and cannot speak; give a language model or a BlueLM")
+    self.tokenizer = Tokenizer(directory / "tokenizer.json")
+    multimodal = isinstance(config, BlueLMConfig)
+    self.chat = chat_lib.ChatFormat(
+        self.tokenizer, config.anyres if multimodal else None, config.tokens_per_tile if multimodal else 1)
+    self.generator = Generator(model, params, self.tokenizer.end_id)
+
+  def reply(self, prompt: str, image_paths: Sequence[str], thinking: bool, options: Options) -> Iterator[str]:
+    """Yields pieces of text as they come."""
+    options = dataclasses.replace(options, banned=self._banned())
+    shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
+    ids: list[int] = []
+    written = 0
+    for step in self.generator.stream([self._prompt(prompt, shown, thinking)], options):
+      if int(step[0]) == self.tokenizer.end_id:
+        return
+      ids.append(int(step[0]))
+      text = self.tokenizer.decode(ids)
+      if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
+        yield text[written:]
+        written = len(text)
+
+  def _prompt(self, prompt, shown, thinking) -> Example:
+    if self.tokenizer.has(chat_lib.ROLES["user"]):
+      return self.chat.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], thinking)
+    if shown or thinking:
+      raise ValueError("this tokenizer lacks the chat markers for images and thinking; use a BlueLM checkpoint or a plain prompt")
+    ids = np.asarray(self.tokenizer.encode(prompt), np.int32)
+    if not ids.size:
+      raise ValueError("the prompt is empty; give some text")
+    empty = np.zeros((0, 1, 1, 3), np.uint8)
+    return Example(ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1, np.int32), empty)
+
+  def _banned(self) -> tuple[int, ...]:
+    names = ["<image>", "<im_start>", "<im_end>", "<thumbnail>", *(f"<tile_{i}>" for i in range(16))]
+    return tuple(self.tokenizer.special_id(n) for n in names if self.tokenizer.has(n))
