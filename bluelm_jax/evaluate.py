@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The recipe's workdir; gets repo
 
 def main(argv):
   del argv
-  from bluelm_jax import compilation
+  from bluelm_jax import process
   from bluelm_jax.evaluation import report
   from bluelm_jax.evaluation import runner
   from bluelm_jax.training import recipe
@@ -26,7 +26,7 @@ def main(argv):
   missing = [name for name, d in directories.items() if not (d / "done.json").exists()]
   if missing:
     raise ValueError(f"stage {missing[0]!r} is not finished in {workdir}; run python -m bluelm_jax.recipe first")
-  compilation.use_cache()
+  process.cache_programs()
   results = runner.evaluate(config.evaluation, directories[config.evaluation.before], list(directories.values())[-1])
   report.write(results, directories, workdir)
   print(report.table(results))

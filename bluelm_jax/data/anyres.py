@@ -37,22 +37,24 @@ def fitted_size(width: int, height: int, rows: int, cols: int, tile_size: int) -
   return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray, tuple[int, int]]:
+def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
   """Cuts a uint8 RGB image [H, W, 3] into tiles.
 
   Returns:
     uint8 tiles [t, tile_size, tile_size, 3], the thumbnail first (only if configured and the grid has
-    more than one tile) and then row by row; and the grid (rows, cols). The image lies in the upper
-    left corner; what it does not cover is grey.
+    more than one tile) and then row by row; the grid (rows, cols); and int32 places [t], 0 for a tile that
+    shows the whole image, else 1 + row * max_cols + col. The image lies in the upper left corner; what it
+    does not cover is grey.
   """
   height, width = image_HWC.shape[:2]
   rows, cols = select_grid(width, height, config)
   size = config.tile_size
   canvas = _fit(image_HWC, rows, cols, size)
   tiles = canvas.reshape(rows, size, cols, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
+  places = (1 + np.arange(rows)[:, None] * config.max_cols + np.arange(cols)).reshape(-1) * (rows * cols > 1)
   if config.thumbnail and rows * cols > 1:
-    tiles = np.concatenate([_fit(image_HWC, 1, 1, size)[None], tiles])
-  return tiles, (rows, cols)
+    tiles, places = np.concatenate([_fit(image_HWC, 1, 1, size)[None], tiles]), np.concatenate([[0], places])
+  return tiles, (rows, cols), places.astype(np.int32)
 
 
 def _fit(image_HWC, rows, cols, size):
@@ -62,3 +64,23 @@ def _fit(image_HWC, rows, cols, size):
   canvas = np.full((rows * size, cols * size, 3), _PAD, np.uint8)
   canvas[:h, :w] = resized
   return canvas
+
+
+def token_boxes(width: int, height: int, grid: tuple[int, int], tiles: int, tokens_per_tile: int, config: AnyResConfig) -> np.ndarray:
+  """Where each visual token lies in the image: float [tiles * tokens_per_tile, 4] (left, top, right, bottom), 1 = its far edge.
+
+  Tokens over padding have coordinates beyond 1.
+  """
+  rows, cols = grid
+  side = round(tokens_per_tile**0.5)
+  boxes = []
+  for t in range(tiles):
+    thumbnail = t - (tiles - rows * cols) < 0
+    r, c = (1, 1) if thumbnail else (rows, cols)
+    row, col = (0, 0) if thumbnail else divmod(t - (tiles - rows * cols), cols)
+    w, h = fitted_size(width, height, r, c, config.tile_size)
+    y, x = np.divmod(np.arange(side * side), side)
+    left, top = (col + x / side) * config.tile_size / w, (row + y / side) * config.tile_size / h
+    step_x, step_y = config.tile_size / side / w, config.tile_size / side / h
+    boxes.append(np.stack([left, top, left + step_x, top + step_y], axis=1))
+  return np.concatenate(boxes)

@@ -17,6 +17,7 @@ class Example(NamedTuple):
     loss_weights: float32 [n]; 0 where the target is not to be learnt.
     vision_index: int32 [n], into this example's own visual tokens; -1 for text.
     tiles: uint8 [t, H, W, 3].
+    tile_places: int32 [t], where each tile lies in its image; see `anyres.tile_image`.
     source: index of the source in the mixture.
   """
 
@@ -25,6 +26,7 @@ class Example(NamedTuple):
   loss_weights: np.ndarray
   vision_index: np.ndarray
   tiles: np.ndarray
+  tile_places: np.ndarray
   source: int = 0
 
 
@@ -39,6 +41,8 @@ class PackedBatch(NamedTuple):
     positions: int32 [B, S]; restart in every segment.
     tiles: uint8 [R, T, H, W, 3], the tiles of each row group (the rows of one data-parallel rank).
     vision_index: int32 [B, S], which visual token of its own group a position takes; -1 for text.
+    tile_places: int32 [R, T], where each tile lies in its image: 0 = all of it, 1.. = a cell of the
+      largest grid, row by row. An adapter without a tile table does not read it.
   """
 
   tokens: np.ndarray
@@ -48,3 +52,4 @@ class PackedBatch(NamedTuple):
   positions: np.ndarray
   tiles: np.ndarray
   vision_index: np.ndarray
+  tile_places: np.ndarray | None = None

@@ -73,7 +73,7 @@ class _Builder:
   """Collects token ids, loss flags, visual indices and tiles."""
 
   def __init__(self, chat: ChatFormat):
-    self.chat, self.ids, self.loss, self.vision, self.tiles = chat, [], [], [], []
+    self.chat, self.ids, self.loss, self.vision, self.tiles, self.places = chat, [], [], [], [], []
 
   def token(self, token_id: int, loss: bool, vision: int = -1):
     self.ids.append(token_id)
@@ -99,7 +99,7 @@ class _Builder:
     chat = self.chat
     if chat.anyres is None:
       raise ValueError("this model has no vision tower; leave the image out or load a BlueLM checkpoint")
-    tiles, (rows, cols) = anyres.tile_image(image_HWC, chat.anyres)
+    tiles, (rows, cols), places = anyres.tile_image(image_HWC, chat.anyres)
     special = chat.tokenizer.special_id
     self.token(special("<im_start>"), loss=False)
     first = len(tiles) - rows * cols  # 1 with a thumbnail
@@ -109,6 +109,7 @@ class _Builder:
       for i in range(chat.tokens_per_tile):
         self.token(special("<image>"), loss=False, vision=start + i)
       self.tiles.append(tiles[t])
+      self.places.append(places[t])
     self.token(special("<im_end>"), loss=False)
 
   def example(self, source: int = 0) -> Example:
@@ -120,5 +121,6 @@ class _Builder:
         loss_weights=np.asarray(self.loss[1:], np.float32),
         vision_index=np.asarray(self.vision[:-1], np.int32),
         tiles=np.stack(self.tiles) if self.tiles else np.zeros((0, size, size, 3), np.uint8),
+        tile_places=np.asarray(self.places, np.int32),
         source=source,
     )

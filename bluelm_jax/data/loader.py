@@ -41,7 +41,9 @@ def _source(name, config, chat, length, seed, index) -> grain.MapDataset:
     return sources.reasoning_text(dict(config["styles"]), chat, seed, index)
   if kind == "screens":
     return sources.screen_tasks(config["path"], dict(config["tasks"]), config["turns"], chat, seed, index)
-  raise ValueError(f"data source {name!r} has unknown kind {kind!r}; use documents, reasoning or screens")
+  if kind == "screen_labels":
+    return sources.screen_labels(config["path"], chat, seed, index)
+  raise ValueError(f"data source {name!r} has unknown kind {kind!r}; use documents, reasoning, screens or screen_labels")
 
 
 def batches(config_sources, chat: ChatFormat, spec: pack.PackSpec, seed: int) -> grain.DatasetIterator:

@@ -51,6 +51,7 @@ class Packer:
         positions=np.zeros((s.rows, s.length), np.int32),
         tiles=np.zeros((s.groups, s.tile_slots, s.tile_size, s.tile_size, 3), np.uint8),
         vision_index=np.full((s.rows, s.length), -1, np.int32),
+        tile_places=np.zeros((s.groups, s.tile_slots), np.int32),
     )
     self.used = np.zeros(s.rows, int)
     self.segments = np.zeros(s.rows, int)
@@ -74,7 +75,9 @@ class Packer:
     b.positions[row, at] = np.arange(n)
     offset = self.tiles_used[group] * s.tokens_per_tile
     b.vision_index[row, at] = np.where(example.vision_index >= 0, example.vision_index + offset, -1)
-    b.tiles[group, self.tiles_used[group] : self.tiles_used[group] + t] = example.tiles
+    slots = slice(self.tiles_used[group], self.tiles_used[group] + t)
+    b.tiles[group, slots] = example.tiles
+    b.tile_places[group, slots] = example.tile_places
     self.used[row] += n
     self.tiles_used[group] += t
     return True

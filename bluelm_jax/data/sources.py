@@ -8,6 +8,7 @@ import pathlib
 import grain
 import numpy as np
 
+from bluelm_jax.data import anyres
 from bluelm_jax.data import images
 from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data.batch import Example
@@ -46,7 +47,7 @@ def text_example(ids: np.ndarray, chat: ChatFormat, source: int = 0) -> Example:
   """A plain-text Example: every token but the first is a target."""
   size = chat.anyres.tile_size if chat.anyres else 1
   n = len(ids) - 1
-  return Example(ids[:-1], ids[1:], np.ones(n, np.float32), np.full(n, -1, np.int32), np.zeros((0, size, size, 3), np.uint8), source)
+  return Example(ids[:-1], ids[1:], np.ones(n, np.float32), np.full(n, -1, np.int32), np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32), source)
 
 
 def reasoning_text(styles: dict[str, float], chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
@@ -67,5 +68,23 @@ def screen_tasks(path: str, tasks: dict[str, float], turns: int, chat: ChatForma
     image = images.decode(sample.images[0], sample.source)
     image, elements = screens.augment(image, sample.meta["elements"], rng)
     return chat.example(screens.conversation(image, elements, sample.meta, tasks, turns, rng), index)
+
+  return read_shard(path).seed(seed).shuffle().repeat().random_map(build)
+
+
+def screen_labels(path: str, chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+  """Visual tokens of a screen, once for each kind of name they are to learn (objective "dense")."""
+
+  def build(sample, rng) -> Example:
+    image = images.decode(sample.images[0], sample.source)
+    image, elements = screens.augment(image, sample.meta["elements"], rng)
+    tiles, grid, places = anyres.tile_image(image, chat.anyres)
+    cells = anyres.token_boxes(image.shape[1], image.shape[0], grid, len(tiles), chat.tokens_per_tile, chat.anyres)
+    words = [w for kind in zip(*screens.cell_words(cells, elements)) for w in kind]
+    targets = np.array([chat.tokenizer.encode(w)[0] if w else 0 for w in words], np.int32)
+    weights = np.array([0.0 if not w else 0.3 if w == screens.NOTHING else 1.0 for w in words], np.float32)
+    vision_index = np.tile(np.arange(len(cells), dtype=np.int32), len(words) // len(cells))
+    tokens = np.full(len(vision_index), chat.tokenizer.special_id("<image>"), np.int32)
+    return Example(tokens, targets, weights, vision_index, tiles, places, index)
 
   return read_shard(path).seed(seed).shuffle().repeat().random_map(build)

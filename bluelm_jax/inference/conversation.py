@@ -59,7 +59,7 @@ class Speaker:
     if not ids.size:
       raise ValueError("the prompt is empty; give some text")
     empty = np.zeros((0, 1, 1, 3), np.uint8)
-    return Example(ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1, np.int32), empty)
+    return Example(ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1, np.int32), empty, np.zeros(0, np.int32))
 
   def _banned(self) -> tuple[int, ...]:
     names = ["<image>", "<im_start>", "<im_end>", "<thumbnail>", *(f"<tile_{i}>" for i in range(16))]

@@ -57,14 +57,14 @@ class Generator:
       prompts: `ChatFormat.prompt` results; `tokens` is the prompt.
       rows, slots: pad the batch and the prompts to these, so that batches share a compiled program.
     """
-    tokens, lengths, tiles, vision_index = self._pad(prompts, rows, slots)
+    tokens, lengths, images = self._pad(prompts, rows, slots)
     longest = int(lengths.max())
     if longest + options.max_tokens > self.config.context:
       raise ValueError(
           f"a prompt of {longest} tokens and {options.max_tokens} new ones exceed the context of {self.config.context}; shorten the prompt or max_tokens")
     key = jax.random.key(options.seed)
     done = np.arange(len(tokens)) >= len(prompts)
-    token, cache = self._prefill(self.params, tokens, lengths, tiles, vision_index, key, slots=tokens.shape[1] + options.max_tokens, options=options)
+    token, cache = self._prefill(self.params, tokens, lengths, images, key, slots=tokens.shape[1] + options.max_tokens, options=options)
     position = jnp.asarray(lengths)
     for i in range(options.max_tokens):
       found = np.asarray(token)
@@ -90,19 +90,19 @@ class Generator:
       vision_index[i, : len(p.tokens)] = p.vision_index
     most = max(len(p.tiles) for p in prompts)
     if not most:
-      return tokens, lengths, None, None
+      return tokens, lengths, {}
     tiles = np.zeros((rows, most, *prompts[0].tiles.shape[1:]), np.uint8)  # every row its own group
+    tile_places = np.zeros((rows, most), np.int32)
     for i, p in enumerate(prompts):
-      tiles[i, : len(p.tiles)] = p.tiles
-    return tokens, lengths, tiles, vision_index
+      tiles[i, : len(p.tiles)], tile_places[i, : len(p.tiles)] = p.tiles, p.tile_places
+    return tokens, lengths, {"tiles": tiles, "vision_index": vision_index, "tile_places": tile_places}
 
-  def _prefill_fn(self, params, tokens_BP, lengths_B, tiles, vision_index, key, *, slots, options):
+  def _prefill_fn(self, params, tokens_BP, lengths_B, images, key, *, slots, options):
     B, P = tokens_BP.shape
     positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
     segment_ids = (positions < lengths_B[:, None]).astype(jnp.int32)
-    kwargs = {"tiles": tiles, "vision_index": vision_index} if tiles is not None else {}
     cache = empty_cache(self.config, B, slots)
-    logits, cache = self.model.apply({"params": params}, tokens_BP, positions=positions, segment_ids=segment_ids, cache=cache, **kwargs)
+    logits, cache = self.model.apply({"params": params}, tokens_BP, positions=positions, segment_ids=segment_ids, cache=cache, **images)
     last_BV = jnp.take_along_axis(logits, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return self._sample(key, last_BV, options), cache
 

@@ -22,9 +22,10 @@ class Adapter(nn.Module):
   grid: int
   merge: int
   hidden_dim: int
+  tile_places: int = 0
 
   @nn.compact
-  def __call__(self, x_NPD):
+  def __call__(self, x_NPD, places_N=None):
     g, m = self.grid, self.merge
     side = -(-g // m)
     x = x_NPD.reshape(-1, g, g, x_NPD.shape[-1])
@@ -33,7 +34,11 @@ class Adapter(nn.Module):
     F, D = self.hidden_dim, self.config.embed_dim
     up = layers.param(self, "up", (x.shape[-1], F), ("embed", "mlp"), x.shape[-1])
     down = layers.param(self, "down", (F, D), ("mlp", "embed"), F)
-    x = jax.nn.gelu(x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("mlp",), None, 0.0))
+    x = x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("mlp",), None, 0.0)
+    if self.tile_places:
+      table = layers.param(self, "tile_places", (self.tile_places, F), ("position", "mlp"), 1)
+      x += table[jnp.zeros(x.shape[0], jnp.int32) if places_N is None else places_N][:, None]
+    x = jax.nn.gelu(x)
     return x @ down + layers.param(self, "down_bias", (D,), ("norm",), None, 0.0)
 
 
@@ -46,13 +51,14 @@ class BlueLM(nn.Module):
     c = self.config
     hidden_dim = c.adapter.hidden_dim or c.decoder.embed_dim
     self.vision = VisionTower(c.vision)
-    self.adapter = Adapter(c.decoder, c.vision.grid, c.adapter.merge, hidden_dim)
+    self.adapter = Adapter(c.decoder, c.vision.grid, c.adapter.merge, hidden_dim, c.adapter.tile_places)
     self.decoder = Decoder(c.decoder)
 
-  def encode_tiles(self, tiles_RTHWC):
-    """uint8 tiles [R, T, H, W, 3] -> visual tokens [R, T * N, D]."""
+  def encode_tiles(self, tiles_RTHWC, tile_places_RT=None):
+    """uint8 tiles [R, T, H, W, 3] and their places int32 [R, T] -> visual tokens [R, T * N, D]."""
     R, T = tiles_RTHWC.shape[:2]
-    tokens = self.adapter(self.vision(tiles_RTHWC.reshape(R * T, *tiles_RTHWC.shape[2:])))
+    places_N = None if tile_places_RT is None else tile_places_RT.reshape(R * T)
+    tokens = self.adapter(self.vision(tiles_RTHWC.reshape(R * T, *tiles_RTHWC.shape[2:])), places_N)
     return tokens.reshape(R, T * tokens.shape[1], tokens.shape[2])
 
   def embed(self, tokens_BS, visual_RXD=None, vision_index_BS=None):
@@ -66,17 +72,23 @@ class BlueLM(nn.Module):
     placed = jnp.take_along_axis(visual_RXD, index_RI[..., None], axis=1).reshape(x_BSD.shape)
     return jnp.where(vision_index_BS[..., None] >= 0, placed.astype(x_BSD.dtype), x_BSD)
 
-  def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, cache: KVCache | None = None):
+  def name_visual_tokens(self, tiles_RTHWC, vision_index_BS, tile_places_RT=None):
+    """Logits [B, S, V] of the token that each position's visual token resembles, without the decoder's layers."""
+    visual = self.encode_tiles(tiles_RTHWC, tile_places_RT)
+    return self.decoder.logits(self.embed(jnp.zeros_like(vision_index_BS), visual, vision_index_BS))
+
+  def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.
 
     Args:
       tokens, positions, segment_ids: as for the decoder.
       tiles: uint8 [R, T, H, W, 3], or None for text.
       vision_index: int32 [B, S], required with tiles; see `data.batch.PackedBatch`.
+      tile_places: int32 [R, T], read by an adapter with a tile table.
     """
     if (tiles is None) != (vision_index is None):
       raise ValueError("tiles and vision_index belong together; pass both or neither")
-    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles)
+    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles, tile_places)
     positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
     x_BSD = self.embed(tokens, visual, vision_index)
     x_BSD, cache_out = self.decoder.hidden(x_BSD, positions, segment_ids, cache)

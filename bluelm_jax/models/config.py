@@ -74,6 +74,7 @@ class AdapterConfig:
 
   merge: int = 2
   hidden_dim: int | None = None  # None: the decoder's embed_dim
+  tile_places: int = 0  # rows of a table added in the hidden layer by the tile's place in its image; 0: no table
 
   def tokens_per_tile(self, grid: int) -> int:
     return (-(-grid // self.merge)) ** 2

@@ -12,6 +12,7 @@ def stage() -> ml_collections.ConfigDict:
   c.seed = 0
   c.steps = 1000
   c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights
+  c.objective = "lm"  # next-token loss; "dense" trains visual tokens to name what they show
   c.tokenizer = ""  # a tokenizer.json; "" is the one shipped with the package
 
   c.data = ml_collections.ConfigDict()

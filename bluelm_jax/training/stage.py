@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bluelm_jax import compilation
+from bluelm_jax import process
 from bluelm_jax.data import chat as chat_lib
 from bluelm_jax.data import loader
 from bluelm_jax.data import pack
@@ -45,7 +45,7 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
   workdir.mkdir(parents=True, exist_ok=True)
   _describe(workdir, model_config, tokenizer)
-  compilation.use_cache()
+  process.cache_programs()
   checkpoints = Checkpoints(workdir, config.keep)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   resumes = checkpoints.latest_step() is not None
@@ -58,7 +58,7 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
 
 def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last):
-  step_fn = jax.jit(state_lib.make_train_step(model, tx), donate_argnums=0)
+  step_fn = jax.jit(state_lib.make_train_step(model, tx, config.objective), donate_argnums=0)
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
   metrics = Metrics(workdir, config.name, config.steps)
   step, pending, first = int(state.step), [], True
@@ -123,6 +123,8 @@ def _check(config, model_config, tokenizer):
     raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, preset {config.preset} {decoder.vocab_size}; use a matching tokenizer")
   if config.data.length > decoder.context:
     raise ValueError(f"data.length {config.data.length} exceeds the context of {config.preset}, {decoder.context}; lower it")
+  if config.objective not in ("lm", "dense"):
+    raise ValueError(f"objective {config.objective!r} is unknown; use lm or dense")
   if config.steps < 1 or config.log_every < 1 or config.checkpoint_every < 1:
     raise ValueError("steps, log_every and checkpoint_every must be at least 1")
 

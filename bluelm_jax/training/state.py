@@ -31,27 +31,35 @@ def apply_batch(model, params, batch: PackedBatch):
   """Logits [B, S, V] of a batch; text-only models take no tiles."""
   kwargs = {"positions": batch.positions, "segment_ids": batch.segment_ids}
   if batch.tiles.shape[1]:
-    kwargs |= {"tiles": batch.tiles, "vision_index": batch.vision_index}
+    kwargs |= {"tiles": batch.tiles, "vision_index": batch.vision_index, "tile_places": batch.tile_places}
   return model.apply({"params": params}, batch.tokens, **kwargs)
 
 
-def row_losses(model, params, batch: PackedBatch):
-  """Weighted negative log-likelihood in nats of every row, float32 [B]."""
-  log_probs_BS = token_log_probs(apply_batch(model, params, batch), batch.targets)
+def row_losses(model, params, batch: PackedBatch, objective: str = "lm"):
+  """Weighted negative log-likelihood in nats of every row, float32 [B].
+
+  "lm" predicts the next token. "dense" reads the targets as names of the visual tokens themselves, so
+  that positions hold no text and the decoder's layers are left out.
+  """
+  if objective == "dense":
+    logits_BSV = model.apply({"params": params}, batch.tiles, batch.vision_index, batch.tile_places, method="name_visual_tokens")
+  else:
+    logits_BSV = apply_batch(model, params, batch)
+  log_probs_BS = token_log_probs(logits_BSV, batch.targets)
   return -jnp.sum(log_probs_BS * batch.loss_weights, axis=1)
 
 
-def loss_sums(model, params, batch: PackedBatch):
+def loss_sums(model, params, batch: PackedBatch, objective: str = "lm"):
   """(sum of weighted negative log-likelihood in nats, sum of weights)."""
-  return jnp.sum(row_losses(model, params, batch)), jnp.sum(batch.loss_weights)
+  return jnp.sum(row_losses(model, params, batch, objective)), jnp.sum(batch.loss_weights)
 
 
-def make_train_step(model, tx: optax.GradientTransformation):
+def make_train_step(model, tx: optax.GradientTransformation, objective: str = "lm"):
   """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count."""
 
   def step(state: TrainState, batch: PackedBatch):
     def loss_fn(trainable):
-      total, count = loss_sums(model, optimizer_lib.merge(trainable, state.frozen), batch)
+      total, count = loss_sums(model, optimizer_lib.merge(trainable, state.frozen), batch, objective)
       return total / jnp.maximum(count, 1.0), count
 
     (loss, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)

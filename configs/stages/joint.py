@@ -22,7 +22,7 @@ def get_config(size: str = "miniature"):
       c,
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.6, turns=10,
-          tasks=dict(ground=0.6, list=0.1, refer=0.12, read=0.03, caption=0.05, higher=0.1)),
+          tasks=dict(ground=0.7, list=0.05, refer=0.15, read=0.02, caption=0.03, higher=0.05)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.25, window=192),
       reasoning=dict(kind="reasoning", share=0.15, styles=dict(long=0.7, short=0.2, none=0.1)),
   )

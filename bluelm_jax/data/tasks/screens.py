@@ -1,7 +1,7 @@
 """Questions about app screens, made from their elements.
 
 Coordinates are normalised to 0-1000, rounded to tens and written with three digits: "(500,060)" is a
-point (x,y), "[020,040,980,100]" a box [left,top,right,bottom].
+point (x,y), "(020,040)(980,100)" a box (left,top)(right,bottom).
 """
 
 import re
@@ -52,7 +52,8 @@ def point(box) -> str:
 
 
 def box_text(box) -> str:
-  return "[" + ",".join(map(_coordinate, box)) + "]"
+  l, t, r, b = map(_coordinate, box)
+  return f"({l},{t})({r},{b})"
 
 
 def _coordinate(value: float) -> str:
@@ -60,15 +61,9 @@ def _coordinate(value: float) -> str:
 
 
 def parse_point(reply: str) -> tuple[float, float] | None:
-  """The first "(x,y)" or the centre of the first "[l,t,r,b]" in 0..1, or None."""
-  match = re.search(r"\((\d{1,4}),(\d{1,4})\)", reply)
-  if match:
-    return int(match[1]) / 1000, int(match[2]) / 1000
-  match = re.search(r"\[(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})\]", reply)
-  if match:
-    l, t, r, b = (int(g) / 1000 for g in match.groups())
-    return (l + r) / 2, (t + b) / 2
-  return None
+  """The point of a reply in 0..1: "(x,y)", or the centre of "(left,top)(right,bottom)"; None if it has neither."""
+  found = [(int(x) / 1000, int(y) / 1000) for x, y in re.findall(r"\((\d{1,4}),(\d{1,4})\)", reply)[:2]]
+  return tuple(np.mean(found, axis=0)) if found else None
 
 
 def targets(elements: list[dict], language: str) -> list[tuple[str, dict]]:
@@ -128,8 +123,7 @@ def higher(elements, meta, rng):
     return None
   first_wins = int(ya[5:8]) < int(yb[5:8])
   answer = ("A", "B")[not first_wins]
-  sign = "<" if first_wins else ">"
-  chains = {"long": f"A {a}{ya};B {b}{yb};{ya[5:8]}{sign}{yb[5:8]};{answer}", "short": f"A{ya[5:8]}{sign}B{yb[5:8]}"}
+  chains = {"long": f"A {a}{ya};B {b}{yb};", "short": f"A{ya};B{yb};"}
   return _ask("higher", meta, a, b), chains, answer
 
 
@@ -169,3 +163,30 @@ def augment(image_HWC: np.ndarray, elements: list[dict], rng) -> tuple[np.ndarra
     if 0 <= (l + r) / 2 < 1 and 0 <= (t + b) / 2 < 1 and r - l < 1.3:
       kept.append({**element, "box": [max(l, 0.0), max(t, 0.0), min(r, 1.0), min(b, 1.0)]})
   return (moved, kept) if kept else (image_HWC, elements)
+
+
+NOTHING = " nothing"
+
+
+def cell_words(cells: np.ndarray, elements: list[dict]) -> list[tuple[str, str, str, str]]:
+  """(role, colour or state, x, y) of what each cell [n, 4] shows; (NOTHING, "", "", "") without an element.
+
+  A cell shows the element of which it holds the largest part (a quarter at least), or else the one over
+  its centre; x and y are the two halves of that element's point.
+  """
+  boxes = np.array([e["box"] for e in elements])
+  overlap = np.minimum(cells[:, None, 2:], boxes[None, :, 2:]) - np.maximum(cells[:, None, :2], boxes[None, :, :2])
+  part = np.clip(overlap, 0, None).prod(-1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1e-6)
+  centre = (cells[:, :2] + cells[:, 2:]) / 2
+  over = ((centre[:, None] >= boxes[None, :, :2]) & (centre[:, None] < boxes[None, :, 2:])).all(-1)
+  score = np.where(part >= 0.25, 1 + part, 0) + over * (0.5 + 0.1 * part)
+  words = []
+  for i, best in enumerate(score.argmax(1)):
+    element = elements[best]
+    if score[i, best] == 0:
+      words.append((NOTHING, "", "", ""))
+    else:
+      trait = element["color"] or element["state"]
+      where = point(element["box"])
+      words.append((" " + ROLE_NAMES[element["role"]][0], trait and " " + trait, where[:5], where[5:]))
+  return words

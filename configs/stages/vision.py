@@ -1,0 +1,26 @@
+"""Stands in for SigLIP2's published weights: the vision tower learns to name what each visual token shows.
+
+Role and colour of screen elements, by likeness to the word's embedding; the language model is frozen. Users
+who bring SigLIP2 weights leave this stage out.
+
+  python -m bluelm_jax.train --config=configs/stages/vision.py:miniature --workdir=/tmp/vision --config.init_from=/tmp/text
+"""
+
+from bluelm_jax.training import defaults
+
+
+def get_config(size: str = "miniature"):
+  c = defaults.stage()
+  c.name, c.preset, c.objective = "vision", size, "dense"
+  c.data.rows, c.data.length, c.data.tile_slots = 8, 392, 16
+  c.steps = 500
+  if size == "small":
+    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 64, 1536, 192, 3000
+  c.trainable = ("vision/.*", "adapter/.*")
+  c.optimizer.name = "muon"
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.01
+  c.schedule.warmup = 20
+  c.schedule.final = 0.1
+  defaults.sources(c, labels=dict(kind="screen_labels", path="assets/screens-train.array_record", share=1.0))
+  return c
