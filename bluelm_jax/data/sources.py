@@ -80,7 +80,7 @@ def screen_labels(path: str, chat: ChatFormat, seed: int, index: int) -> grain.M
     image, elements = screens.augment(image, sample.meta["elements"], rng)
     tiles, grid, places = anyres.tile_image(image, chat.anyres)
     cells = anyres.token_boxes(image.shape[1], image.shape[0], grid, len(tiles), chat.tokens_per_tile, chat.anyres)
-    words = [w for kind in zip(*screens.cell_words(cells, elements)) for w in kind]
+    words = [w for kind in zip(*screens.cell_words(cells, elements, sample.meta["language"])) for w in kind]
     targets = np.array([chat.tokenizer.encode(w)[0] if w else 0 for w in words], np.int32)
     weights = np.array([0.0 if not w else 0.3 if w == screens.NOTHING else 1.0 for w in words], np.float32)
     vision_index = np.tile(np.arange(len(cells), dtype=np.int32), len(words) // len(cells))

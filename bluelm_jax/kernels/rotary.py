@@ -41,8 +41,9 @@ class RopeScaling:
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[np.ndarray, float]:
   """Returns (inv_freq float32 [head_dim / 2], factor on cos and sin)."""
-  dims = np.arange(0, head_dim, 2, dtype=np.float64)
-  inv_freq = theta ** (-dims / head_dim)
+  # In float32 throughout, as the models that bring their weights were trained.
+  exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  inv_freq = np.float32(1.0) / np.float32(theta) ** exponents
   if scaling is None:
     return inv_freq.astype(np.float32), 1.0
   if scaling.kind == "linear":

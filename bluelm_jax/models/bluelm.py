@@ -75,7 +75,8 @@ class BlueLM(nn.Module):
   def name_visual_tokens(self, tiles_RTHWC, vision_index_BS, tile_places_RT=None):
     """Logits [B, S, V] of the token that each position's visual token resembles, without the decoder's layers."""
     visual = self.encode_tiles(tiles_RTHWC, tile_places_RT)
-    return self.decoder.logits(self.embed(jnp.zeros_like(vision_index_BS), visual, vision_index_BS))
+    x_BSD = self.embed(jnp.zeros_like(vision_index_BS), visual, vision_index_BS)
+    return self.decoder.logits(self.decoder.final_norm(x_BSD))  # normed, as every layer reads it
 
   def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.

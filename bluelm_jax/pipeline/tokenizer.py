@@ -26,8 +26,8 @@ SPECIAL = (
     "<|pad|>", "<|endoftext|>", "[|Human|]:", "[|AI|]:", "[|System|]:", "[|BlueThink|]", "<think>", "</think>",
     "<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
 
-# Halves of a point, "(490," and "060)", are one token each: added after the merges, so `vocab_size` + 200 in all.
-COORDINATES = tuple(f"({v:03d}," for v in range(0, 1000, 10)) + tuple(f"{v:03d})" for v in range(0, 1000, 10))
+# Halves of a point, "(500," and "060)", are one token each: added after the merges, so `vocab_size` + 50 in all.
+COORDINATES = tuple(f"({v:03d}," for v in screens.COORDINATES) + tuple(f"{v:03d})" for v in screens.COORDINATES)
 
 
 def train(texts: Iterable[str], vocab_size: int, extra_texts: Iterable[str] = ()) -> tokenizers.Tokenizer:
@@ -77,5 +77,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "The tokenizer.json to write.")
   flags.DEFINE_string("text", "assets/text-train.array_record", "Shard of documents.")
   flags.DEFINE_list("extra", [], "More text files to learn from, e.g. phrases that shall be short.")
-  flags.DEFINE_integer("vocab_size", 1024, "Tokens before the 200 coordinates, the special ones included.")
+  flags.DEFINE_integer("vocab_size", 1024, "Tokens before the 50 coordinates, the special ones included.")
   door.run(main, required=("output",))

@@ -1,7 +1,7 @@
 """Questions about app screens, made from their elements.
 
-Coordinates are normalised to 0-1000, rounded to tens and written with three digits: "(500,060)" is a
-point (x,y), "(020,040)(980,100)" a box (left,top)(right,bottom).
+Coordinates are normalised to 0-1000, rounded to the middles of 25 steps and written with three digits: "(500,060)" is a
+point (x,y), "(020,060)(980,100)" a box (left,top)(right,bottom).
 """
 
 import re
@@ -11,6 +11,7 @@ import numpy as np
 
 from bluelm_jax.data.tasks.reasoning import HINTS
 
+COORDINATES = tuple(range(20, 1000, 40))
 ROLE_NAMES = {
     "button": ("button", "按钮"), "switch": ("switch", "开关"), "checkbox": ("checkbox", "复选框"), "radio": ("radio button", "单选框"),
     "input": ("input", "输入框"), "search": ("search bar", "搜索框"), "tab": ("tab", "标签"), "back": ("back arrow", "返回"),
@@ -36,14 +37,14 @@ STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked"
 
 
 def name(element: dict, language: str, with_color: bool = True) -> str:
-  """ "red button", "红色按钮", "switch that is on" ... """
+  """ "red button", "红色按钮", "on switch": the role comes last."""
   zh = language == "zh"
   text = ROLE_NAMES[element["role"]][zh]
   color, state = element.get("color") if with_color else "", element.get("state")
   if color in COLOR_NAMES:
     text = COLOR_NAMES[color] + text if zh else f"{color} {text}"
   if state in STATE_NAMES:
-    text = STATE_NAMES[state][1] + text if zh else f"{text} that is {state}"
+    text = STATE_NAMES[state][1] + text if zh else f"{state} {text}"
   return text
 
 
@@ -57,7 +58,7 @@ def box_text(box) -> str:
 
 
 def _coordinate(value: float) -> str:
-  return f"{min(round(value * 100), 99) * 10:03d}"
+  return f"{COORDINATES[min(max(int(value * len(COORDINATES)), 0), len(COORDINATES) - 1)]:03d}"
 
 
 def parse_point(reply: str) -> tuple[float, float] | None:
@@ -82,8 +83,8 @@ def _ground(elements, meta, rng):
     return None
   label, element = named[rng.integers(len(named))]
   if rng.random() < 0.75:
-    return _ask("point", meta, label), None, point(element["box"])
-  return _ask("box", meta, label), None, box_text(element["box"])
+    return _ask("point", meta, label), None, label + point(element["box"])
+  return _ask("box", meta, label), None, label + box_text(element["box"])
 
 
 def _refer(elements, meta, rng):
@@ -93,8 +94,7 @@ def _refer(elements, meta, rng):
 
 
 def _list(elements, meta, rng):
-  order = sorted(elements, key=lambda e: (round(e["box"][1], 2), e["box"][0]))
-  order = [e for e in order if e["role"] != "text"][:10]
+  order = [elements[i] for i in rng.permutation(len(elements)) if elements[i]["role"] not in ("text", "item")][:12]
   text = ";".join(name(e, meta["language"]) + point(e["box"]) for e in order)
   return _ask("list", meta), None, text
 
@@ -131,14 +131,20 @@ _TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption
 
 
 def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng) -> list[dict]:
-  """A user shows the screen and asks `turns` questions; a reasoning question thinks half of the time."""
+  """A user shows the screen and asks up to `turns` different questions; a reasoning question thinks half of the time."""
   names, weights = list(tasks), np.array(list(tasks.values()), float)
-  messages, language = [], meta["language"]
-  while len(messages) < 2 * turns:
+  messages, answers, language = [], set(), meta["language"]
+  for _ in range(4 * turns):  # a screen may have fewer things to ask about
     made = _TASKS[names[rng.choice(len(names), p=weights / weights.sum())]](elements, meta, rng)
-    if made is None:  # this screen has nothing to ask of that kind
+    if made is None:
       made = _caption(elements, meta, rng)
     text, chains, answer = made
+    about = answer.split("(")[0] if "(" in answer else text
+    if about in answers:  # a repeated question would be answered by copying
+      continue
+    answers.add(about)
+    if len(answers) > turns:
+      break
     reply = {"role": "assistant", "content": answer}
     style = ("long", "short", "none", "none")[rng.integers(4)] if chains else "none"
     if style != "none":
@@ -168,11 +174,11 @@ def augment(image_HWC: np.ndarray, elements: list[dict], rng) -> tuple[np.ndarra
 NOTHING = " nothing"
 
 
-def cell_words(cells: np.ndarray, elements: list[dict]) -> list[tuple[str, str, str, str]]:
+def cell_words(cells: np.ndarray, elements: list[dict], language: str) -> list[tuple[str, str, str, str]]:
   """(role, colour or state, x, y) of what each cell [n, 4] shows; (NOTHING, "", "", "") without an element.
 
   A cell shows the element of which it holds the largest part (a quarter at least), or else the one over
-  its centre; x and y are the two halves of that element's point.
+  its centre; x and y are the two halves of that element's point. Words are those `name` uses.
   """
   boxes = np.array([e["box"] for e in elements])
   overlap = np.minimum(cells[:, None, 2:], boxes[None, :, 2:]) - np.maximum(cells[:, None, :2], boxes[None, :, :2])
@@ -182,11 +188,16 @@ def cell_words(cells: np.ndarray, elements: list[dict]) -> list[tuple[str, str, 
   score = np.where(part >= 0.25, 1 + part, 0) + over * (0.5 + 0.1 * part)
   words = []
   for i, best in enumerate(score.argmax(1)):
-    element = elements[best]
     if score[i, best] == 0:
       words.append((NOTHING, "", "", ""))
+      continue
+    element = elements[best]
+    where = point(element["box"])
+    role = ROLE_NAMES[element["role"]]
+    trait = element["color"] or element["state"]
+    if language == "zh":
+      trait = COLOR_NAMES.get(trait, STATE_NAMES.get(trait, ("", ""))[1])
+      words.append((role[1], trait, where[:5], where[5:]))
     else:
-      trait = element["color"] or element["state"]
-      where = point(element["box"])
-      words.append((" " + ROLE_NAMES[element["role"]][0], trait and " " + trait, where[:5], where[5:]))
+      words.append((" " + role[0], trait and " " + trait, where[:5], where[5:]))
   return words
