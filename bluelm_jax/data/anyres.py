@@ -5,6 +5,7 @@ LLaVA-NeXT's rule.
 """
 
 import cv2
+import einops
 import numpy as np
 
 from bluelm_jax.models.config import AnyResConfig
@@ -50,7 +51,7 @@ def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray,
   rows, cols = select_grid(width, height, config)
   size = config.tile_size
   canvas = _fit(image_HWC, rows, cols, size)
-  tiles = canvas.reshape(rows, size, cols, size, 3).transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
+  tiles = einops.rearrange(canvas, "(r h) (c w) rgb -> (r c) h w rgb", r=rows, c=cols)
   places = (1 + np.arange(rows)[:, None] * config.max_cols + np.arange(cols)).reshape(-1) * (rows * cols > 1)
   if config.thumbnail and rows * cols > 1:
     tiles, places = np.concatenate([_fit(image_HWC, 1, 1, size)[None], tiles]), np.concatenate([[0], places])

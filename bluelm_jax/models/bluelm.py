@@ -3,6 +3,7 @@
 Shapes: R row groups, T tile slots of a group, N tokens a tile, P patches, B rows, S sequence, D width.
 """
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,9 @@ class Adapter(nn.Module):
   def __call__(self, x_NPD, places_N=None):
     g, m = self.grid, self.merge
     side = -(-g // m)
-    x = x_NPD.reshape(-1, g, g, x_NPD.shape[-1])
+    x = einops.rearrange(x_NPD, "n (y x) d -> n y x d", y=g)
     x = jnp.pad(x, ((0, 0), (0, side * m - g), (0, side * m - g), (0, 0)))
-    x = x.reshape(-1, side, m, side, m, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, m * m * x.shape[-1])
+    x = einops.rearrange(x, "n (y my) (x mx) d -> n (y x) (my mx d)", my=m, mx=m)
     F, D = self.hidden_dim, self.config.embed_dim
     up = layers.param(self, "up", (x.shape[-1], F), ("embed", "mlp"), x.shape[-1])
     down = layers.param(self, "down", (F, D), ("mlp", "embed"), F)

@@ -3,6 +3,7 @@
 Shapes: N images, I image side, P patches, D width, H heads, d head size.
 """
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class VisionTower(nn.Module):
     if x.dtype == jnp.uint8:
       x = x.astype(c.dtype) / 127.5 - 1.0  # mean and std 0.5
     p, g = c.patch_size, c.grid
-    x = x[:, : p * g, : p * g].reshape(-1, g, p, g, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, g * g, p * p * 3)
+    x = einops.rearrange(x[:, : p * g, : p * g], "n (gy py) (gx px) c -> n (gy gx) (py px c)", py=p, px=p)
     # The patch "convolution" as one product: kernel rows run over (y, x, channel).
     kernel = layers.param(self, "patch", (p * p * 3, c.embed_dim), ("patch", "embed"), p * p * 3)
     x = x.astype(c.dtype) @ kernel + layers.param(self, "patch_bias", (c.embed_dim,), ("norm",), None, 0.0)

@@ -1,0 +1,28 @@
+# Two commands: `make demo` and `make test`. Each installs what it needs into .venv, once.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/miniature
+
+.PHONY: demo test bench clean
+
+demo: .venv/runtime
+	$(BIN)/python -m bluelm_jax.recipe --config=configs/recipes/miniature.py --workdir=$(DEMO)
+	$(BIN)/python -m bluelm_jax.evaluate --config=configs/recipes/miniature.py --workdir=$(DEMO)
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+bench: .venv/dev
+	$(BIN)/python -m tests.bench.train_step
+
+.venv/runtime: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs
