@@ -9,7 +9,7 @@ from bluelm_jax.training import defaults
 
 def get_config():
   c = defaults.recipe()
-  for name in ("text", "adapter", "joint", "sft"):
+  for name in ("text", "vision", "adapter", "joint", "sft"):
     c.stages[name] = dict(config=f"configs/stages/{name}.py:miniature", override={})
   c.evaluation.update(
       before="text",  # the stage whose bits per byte stand against the last one's

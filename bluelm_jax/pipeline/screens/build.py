@@ -24,10 +24,6 @@ import numpy as np
 from bluelm_jax import door
 from bluelm_jax.data import sample
 
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for screens-{train,select,test}.array_record.")
-_SEED = flags.DEFINE_integer("seed", 1, "Everything drawn follows from it.")
-_NODE_MODULES = flags.DEFINE_string("node_modules", "", "Where npm installed the kits; default: beside this file.")
-
 HERE = pathlib.Path(__file__).parent
 COUNTS = {"train": 1400, "select": 162, "test": 240}
 ROLES = (
@@ -120,13 +116,16 @@ def build(output: pathlib.Path, seed: int, modules: pathlib.Path, counts: dict[s
 
 def main(argv):
   del argv
-  modules = pathlib.Path(_NODE_MODULES.value or HERE / "node_modules").absolute()
+  modules = pathlib.Path(flags.FLAGS.node_modules or HERE / "node_modules").absolute()
   if not (modules / "playwright-core").is_dir():
     raise ValueError(f"no UI kits in {modules}; run npm install in {HERE}")
   if not shutil.which("node") or not shutil.which(os.environ.get("CHROMIUM", "chromium")):
     raise ValueError("node and chromium are needed; on Debian: apt-get install nodejs chromium fonts-noto-cjk")
-  build(pathlib.Path(_OUTPUT.value), _SEED.value, modules, COUNTS)
+  build(pathlib.Path(flags.FLAGS.output), flags.FLAGS.seed, modules, COUNTS)
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("output", None, "Directory for screens-{train,select,test}.array_record.")
+  flags.DEFINE_integer("seed", 1, "Everything drawn follows from it.")
+  flags.DEFINE_string("node_modules", "", "Where npm installed the kits; default: beside this file.")
   door.run(main, required=("output",))

@@ -1,0 +1,17 @@
+"""The miniature's recipe at about 100 M parameters, for one GPU.
+
+  python -m bluelm_jax.recipe --config=configs/recipes/small.py --workdir=/tmp/small
+  python -m bluelm_jax.evaluate --config=configs/recipes/small.py --workdir=/tmp/small
+"""
+
+from bluelm_jax.training import defaults
+
+
+def get_config():
+  c = defaults.recipe()
+  for name in ("text", "vision", "adapter", "joint", "sft"):
+    c.stages[name] = dict(config=f"configs/stages/{name}.py:small", override={})
+  c.evaluation.update(
+      before="text", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
+      grounding_items=600, reasoning_items=400, screen_items=400, seed=2026)
+  return c
