@@ -25,8 +25,7 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
     try:
       guarded(argv)
     except (ValueError, FileNotFoundError) as e:
-      print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-      sys.exit(2)
+      _leave(e)
 
   try:
     app.run(entry, flags_parser=_parse)
@@ -38,5 +37,10 @@ def _parse(argv):
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
-    print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-    sys.exit(2)
+    _leave(e)
+
+
+def _leave(error: Exception):
+  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # str() of a KeyError is a repr
+  print(f"error: {' '.join(text.split())}", file=sys.stderr)
+  sys.exit(2)

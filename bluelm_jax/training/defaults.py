@@ -1,5 +1,8 @@
 """Every key of a stage's config, with its default. A stage file changes what it needs."""
 
+import importlib.util
+import pathlib
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -38,7 +41,7 @@ def stage() -> ml_collections.ConfigDict:
   c.schedule.decay_share = 0.3  # of the steps, for wsd
   c.schedule.final = 0.1  # of the peak, at the end
 
-  c.mesh = ml_collections.ConfigDict({"fsdp": -1})  # axis -> size; -1 takes the remaining devices
+  c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
   c.log_every = 20
   c.checkpoint_every = 500
   c.keep = 1  # checkpoints kept
@@ -52,6 +55,21 @@ def sources(c: ml_collections.ConfigDict, **named) -> None:
       c.data.sources[key] = ml_collections.ConfigDict(value)
 
 
-def recipe() -> ml_collections.ConfigDict:
-  """Stages by name, in order: {"config": "file.py:argument", "override": {"key.path": value}}."""
-  return ml_collections.ConfigDict({"stages": {}, "evaluation": {}})
+def load(spec) -> ml_collections.ConfigDict:
+  """The config of "path/to/file.py[:argument]"."""
+  path, _, argument = str(spec).partition(":")
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"no config file at {path}; check the path")
+  module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  return module.get_config(argument) if argument else module.get_config()
+
+
+def recipe(file: str, stages: tuple[str, ...], size: str) -> ml_collections.ConfigDict:
+  """Whole stage configs by name, in order, from the `stages/` folder beside the recipe's own; and "evaluation"."""
+  folder = pathlib.Path(file).absolute().parents[1] / "stages"
+  c = ml_collections.ConfigDict({"stages": {}, "evaluation": {}})
+  for name in stages:
+    c.stages[name] = load(f"{folder}/{name}.py:{size}")
+  return c

@@ -8,9 +8,7 @@ from bluelm_jax.training import defaults
 
 
 def get_config():
-  c = defaults.recipe()
-  for name in ("text", "vision", "adapter", "joint", "sft"):
-    c.stages[name] = dict(config=f"configs/stages/{name}.py:miniature", override={})
+  c = defaults.recipe(__file__, ("text", "vision", "adapter", "joint", "sft"), "miniature")
   c.evaluation.update(
       before="text",  # the stage whose bits per byte stand against the last one's
       text="assets/text-test.array_record", screens="assets/screens-test.array_record",

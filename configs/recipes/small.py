@@ -8,9 +8,7 @@ from bluelm_jax.training import defaults
 
 
 def get_config():
-  c = defaults.recipe()
-  for name in ("text", "vision", "adapter", "joint", "sft"):
-    c.stages[name] = dict(config=f"configs/stages/{name}.py:small", override={})
+  c = defaults.recipe(__file__, ("text", "vision", "adapter", "joint", "sft"), "small")
   c.evaluation.update(
       before="text", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
       grounding_items=600, reasoning_items=400, screen_items=400, seed=2026)
