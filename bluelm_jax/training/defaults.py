@@ -67,9 +67,9 @@ def load(spec) -> ml_collections.ConfigDict:
 
 
 def recipe(file: str, stages: tuple[str, ...], size: str) -> ml_collections.ConfigDict:
-  """Whole stage configs by name, in order, from the `stages/` folder beside the recipe's own; and "evaluation"."""
+  """Whole stage configs by name, from the `stages/` folder beside the recipe's own, their order, and "evaluation"."""
   folder = pathlib.Path(file).absolute().parents[1] / "stages"
-  c = ml_collections.ConfigDict({"stages": {}, "evaluation": {}})
+  c = ml_collections.ConfigDict({"order": stages, "stages": {}, "evaluation": {}})  # a ConfigDict sorts its keys
   for name in stages:
     c.stages[name] = load(f"{folder}/{name}.py:{size}")
   return c

@@ -13,8 +13,8 @@ _DONE = "done.json"
 def stages(config, workdir) -> list[tuple[str, str, object]]:
   """(name, directory, stage config) in order, with `init_from` set along the line."""
   found, before = [], ""
-  for number, (name, stage_config) in enumerate(config.stages.items()):
-    stage_config = stage_config.copy_and_resolve_references()
+  for number, name in enumerate(config.order):
+    stage_config = config.stages[name].copy_and_resolve_references()
     if before:
       stage_config.init_from = before
     before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")

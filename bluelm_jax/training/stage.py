@@ -62,7 +62,7 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
   metrics = Metrics(workdir, config.name, config.steps)
   step, pending, first = int(state.step), [], True
-  with mesh:
+  with jax.set_mesh(mesh):
     while step < last:
       state, values = step_fn(state, put(next(batches)))
       step += 1

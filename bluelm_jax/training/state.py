@@ -70,7 +70,7 @@ def make_train_step(model, tx: optax.GradientTransformation, objective: str = "l
         "loss_tokens": count,
         "tokens": jnp.sum(batch.segment_ids > 0),
         "image_tokens": jnp.sum(batch.vision_index >= 0),
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 

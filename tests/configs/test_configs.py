@@ -105,6 +105,7 @@ def test_stages_stay_small():
 def test_recipe_chains_its_stages():
   config = defaults.load(f"{ROOT}/configs/recipes/miniature.py")
   found = recipe.stages(config, "W")
+  assert [n for n, _, _ in found] == ["text", "vision", "adapter", "joint", "sft"]
   assert [c.init_from for _, _, c in found] == ["", *[d for _, d, _ in found[:-1]]]
   assert not config.stages.joint.init_from  # the caller's config is left alone
 

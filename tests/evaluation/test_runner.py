@@ -1,0 +1,70 @@
+"""What may be claimed, and that scorers score."""
+
+import numpy as np
+import pytest
+
+from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.data.tasks import screens
+from bluelm_jax.evaluation import grounding
+from bluelm_jax.evaluation import text
+from bluelm_jax.evaluation.runner import Claim
+
+TEST = "assets/screens-test.array_record"
+
+
+@pytest.mark.parametrize("value,control,n,p,holds", [
+    (0.5, 0.1, 300, 0.0009, True), (0.5, 0.1, 299, 0.0001, False), (0.5, 0.1, 400, 0.001, False), (0.1, 0.5, 400, 0.0001, False)])
+def test_a_claim_needs_items_significance_and_direction(value, control, n, p, holds):
+  assert Claim("a", "b", value, control, n, p).holds == holds
+
+
+@pytest.mark.parametrize("reply,box,expected", [
+    ("button(500,060)", (0.4, 0.0, 0.6, 0.1), True),
+    ("button(500,060)", (0.4, 0.1, 0.6, 0.2), False),
+    ("(400,020)(600,100)", (0.45, 0.05, 0.55, 0.07), True),  # a box counts by its centre
+    ("nothing here", (0, 0, 1, 1), False),
+    ("(5000000,3)", (0, 0, 1, 1), False),
+])
+def test_hit(reply, box, expected):
+  assert grounding.hit(reply, box) == expected
+
+
+def test_items_are_many_unambiguous_and_drawn_from_a_seed():
+  items = grounding.items(TEST, 420, 2026)
+  assert len(items) == 420
+  assert [(i.screen, i.label) for i in items] == [(i.screen, i.label) for i in grounding.items(TEST, 420, 2026)]
+  assert max(np.unique([i.screen for i in items], return_counts=True)[1]) <= 3
+  assert all(0 <= i.box[0] < i.box[2] <= 1 and 0 <= i.box[1] < i.box[3] <= 1 for i in items)
+  by_screen = {(i.screen, i.label) for i in items}
+  assert len(by_screen) == len(items)
+
+
+def test_the_other_image_is_another_screen():
+  items = grounding.items(TEST, 420, 2026)
+  assert all(items[i].screen != items[(i + 3) % len(items)].screen for i in range(len(items)))
+
+
+def test_a_right_answer_hits_its_own_element():
+  """The coordinate grid is fine enough: true points lie in their boxes, with few exceptions (thin elements)."""
+  items = grounding.items(TEST, 420, 2026)
+  assert np.mean([grounding.hit(screens.point(i.box), i.box) for i in items]) > 0.9
+
+
+def test_held_out_problems_are_never_trained_on():
+  held = {p.question for p in text.problems(400, 2026)}
+  assert len(held) == 400
+  rng = np.random.default_rng(0)
+  trained = {reasoning.make(rng).question for _ in range(20_000)}
+  assert not held & trained
+
+
+@pytest.mark.parametrize("task", list(reasoning.LENGTHS))
+def test_the_chains_end_in_the_answer(task):
+  rng = np.random.default_rng(5)
+  for _ in range(50):
+    p = reasoning.make(rng, task)
+    for style in ("long", "short", "none"):
+      reply = reasoning.conversation(p, style)[1]
+      full = (f"<think>{reply['reasoning_content']}</think>" if "reasoning_content" in reply else "") + reply["content"]
+      assert reasoning.is_correct(p, full)
+    assert not reasoning.is_correct(p, "") and not reasoning.is_correct(p, p.answer + "0")
