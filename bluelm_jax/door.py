@@ -15,7 +15,7 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
   flags.mark_flags_as_required(required)
 
   def guarded(argv):
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # orbax warns at every restore of a part
     process.keep_memory()
     if len(argv) > 1:
       raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
@@ -24,7 +24,7 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
   def entry(argv):
     try:
       guarded(argv)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
       _leave(e)
 
   try:
@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
 def _parse(argv):
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
     _leave(e)
 
 

@@ -40,15 +40,17 @@ class Speaker:
     options = dataclasses.replace(options, banned=self._banned())
     shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
     ids: list[int] = []
-    written = 0
+    text, written = "", 0
     for step in self.generator.stream([self._prompt(prompt, shown, thinking)], options):
       if int(step[0]) == self.tokenizer.end_id:
-        return
+        break
       ids.append(int(step[0]))
       text = self.tokenizer.decode(ids)
       if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
         yield text[written:]
         written = len(text)
+    if text[written:]:
+      yield text[written:]
 
   def _prompt(self, prompt, shown, thinking) -> Example:
     if self.tokenizer.has(chat_lib.ROLES["user"]):

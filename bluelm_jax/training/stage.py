@@ -39,18 +39,21 @@ def run(config, workdir, stop_after: int | None = None) -> None:
   model = serialize.build(model_config)
   tokenizer = Tokenizer(config.tokenizer or ASSET)
   _check(config, model_config, tokenizer)
+  if (workdir / serialize.FILE_NAME).exists() and serialize.load(workdir) != model_config:
+    raise ValueError(f"{workdir} holds a checkpoint of another preset; choose another --workdir or the old preset")
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
   batches = loader.batches(config.data.sources, chat, spec, config.seed)
+  tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
+  process.cache_programs()
+  begun = any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))  # others are half-written
+  state = _initial_state(config, model, tx, mesh, from_file=not begun)
 
+  # All that can be refused has been; from here on the workdir is written to.
   workdir.mkdir(parents=True, exist_ok=True)
   _describe(workdir, model_config, tokenizer)
-  process.cache_programs()
   checkpoints = Checkpoints(workdir, config.keep)
-  tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
-  resumes = checkpoints.latest_step() is not None
-  state = _initial_state(config, model, tx, mesh, from_file=not resumes)
-  if resumes:
+  if checkpoints.latest_step() is not None:
     state, data_state = checkpoints.restore(state)
     batches.set_state(data_state)
   _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, min(config.steps, stop_after or config.steps))
@@ -130,10 +133,8 @@ def _check(config, model_config, tokenizer):
 
 
 def _describe(workdir, model_config, tokenizer):
-  """model.json and tokenizer.json; a workdir of another preset is refused."""
+  """model.json and tokenizer.json, once."""
   if (workdir / serialize.FILE_NAME).exists():
-    if serialize.load(workdir) != model_config:
-      raise ValueError(f"{workdir} holds a checkpoint of another preset; choose another --workdir or the old preset")
     return
   (workdir / "tokenizer.json").write_bytes(tokenizer.path.read_bytes())
   serialize.save(model_config, workdir)

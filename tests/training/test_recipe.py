@@ -136,7 +136,8 @@ def test_generate_speaks_about_a_screen(finished, tmp_path):
   cv2.imwrite(str(tmp_path / "a.png"), images.decode(sample.images[0])[..., ::-1])
   out = door(
       "generate", f"--checkpoint={finished}", f"--image={tmp_path / 'a.png'}", "--prompt=Point to the back arrow.", "--thinking", "--max_tokens=8")
-  assert out.returncode == 0 and out.stdout.strip(), out.stderr
+  assert out.returncode == 0 and not out.stderr, out.stderr
+  assert out.stdout.endswith("\n")
 
 
 @pytest.mark.parametrize("flags,words", [
