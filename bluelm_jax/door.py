@@ -7,8 +7,6 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from bluelm_jax import process
-
 
 def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:
   """Runs `main` with absl flags; a user's mistake becomes one line on stderr and exit code 2."""
@@ -16,7 +14,6 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
 
   def guarded(argv):
     logging.set_verbosity(logging.ERROR)  # orbax warns at every restore of a part
-    process.keep_memory()
     if len(argv) > 1:
       raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
     main(argv)

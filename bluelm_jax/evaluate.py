@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bluelm_jax import door
+from bluelm_jax import process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe that was run.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The recipe's workdir; gets report.html, report.json and grounding.png.")
@@ -16,7 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The recipe's workdir; gets repo
 
 def main(argv):
   del argv
-  from bluelm_jax import process
+  process.keep_memory()
   from bluelm_jax.evaluation import report
   from bluelm_jax.evaluation import runner
   from bluelm_jax.training import recipe

@@ -9,6 +9,7 @@ import sys
 from absl import flags
 
 from bluelm_jax import door
+from bluelm_jax import process
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A HuggingFace directory, a converted one, or a workdir.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What the user says.")
@@ -23,6 +24,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 def main(argv):
   del argv
+  process.keep_memory()
+  process.cache_programs()
   from bluelm_jax.inference import conversation
   from bluelm_jax.inference.generate import Options
 

@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bluelm_jax import door
+from bluelm_jax import process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: configs/recipes/NAME.py[:argument].", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Gets one folder a stage; an earlier run there is resumed.")
@@ -14,6 +15,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Gets one folder a stage; an ear
 
 def main(argv):
   del argv
+  process.keep_memory()
   from bluelm_jax.training import recipe
 
   recipe.run(_CONFIG.value, _WORKDIR.value)

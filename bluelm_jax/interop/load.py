@@ -1,5 +1,6 @@
 """Any checkpoint to (model, params): HuggingFace directories and our own."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -38,22 +39,28 @@ def load_pretrained(path):
   Raises:
     ValueError: not a checkpoint, or a damaged or mismatched one.
   """
-  path = checkpoint_directory(path)
-  if (path / serialize.FILE_NAME).is_file():
-    config = serialize.load(path)
-    params = _restore(path, config)
-  else:
-    config, params = _read_hf(path)
-  config = _with_dtype(config, params)
+  config, tensors = open_checkpoint(path)
+  params = flax.traverse_util.unflatten_dict({p: t.read() for p, t in tensors.items()}, sep="/")
   return serialize.build(config), params
 
 
 def load_params(path, config):
   """The parameters at `path`, which must have the shapes of `config`."""
-  model, params = load_pretrained(path)
-  _compare(param_shapes(config), {p: v.shape for p, v in _flat(params).items()}, path)
-  del model
-  return params
+  _, tensors = open_checkpoint(path)
+  _compare(param_shapes(config), tensors, path)
+  return flax.traverse_util.unflatten_dict({p: t.read() for p, t in tensors.items()}, sep="/")
+
+
+def open_checkpoint(path) -> tuple[object, dict[str, mapping.Tensor]]:
+  """(configuration, our path -> Tensor): names and shapes are checked, no weights read yet."""
+  path = checkpoint_directory(path)
+  if (path / "config.json").is_file():
+    config, tensors = _huggingface(path)
+  else:
+    config = serialize.load(path)
+    tensors = _safetensors(path) if any(path.glob("*.safetensors")) else _orbax(path)
+    _compare(param_shapes(config), tensors, path)
+  return _with_dtype(config, tensors), tensors
 
 
 def checkpoint_directory(path) -> pathlib.Path:
@@ -71,8 +78,6 @@ def checkpoint_directory(path) -> pathlib.Path:
 
 def _newest(directory: pathlib.Path) -> pathlib.Path | None:
   """The orbax directory of the parameters."""
-  if (directory / _PARAMS).is_dir():
-    return directory / _PARAMS
   steps = [p for p in (directory / "checkpoints").glob("[0-9]*") if p.name.isdigit() and (p / _PARAMS).is_dir()]
   return max(steps, key=lambda p: int(p.name)) / _PARAMS if steps else None
 
@@ -94,45 +99,60 @@ def _flat(params) -> dict:
   return flax.traverse_util.flatten_dict(params, sep="/")
 
 
-def _compare(expected: dict, found: dict, where):
-  for name in sorted(set(expected) | set(found)):
-    if expected.get(name) != found.get(name):
+def _compare(expected: dict[str, tuple], tensors: dict[str, mapping.Tensor], where):
+  for name in sorted(set(expected) | set(tensors)):
+    found = tensors[name].shape if name in tensors else None
+    if expected.get(name) != found:
       raise ValueError(
-          f"{where} is a checkpoint of another preset: tensor {name} has shape {found.get(name)}, expected {expected.get(name)}; "
+          f"{where} is a checkpoint of another preset: tensor {name} has shape {found}, expected {expected.get(name)}; "
           "use the preset it was made with")
 
 
-def _restore(directory: pathlib.Path, config):
+def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
+  """The newest training checkpoint; one parameter is restored at a time."""
   newest = _newest(directory)
   if newest is None:
     raise ValueError(f"{directory} has no finished checkpoint; train or convert again")
-  checkpointer = ocp.StandardCheckpointer()
+  checkpointer, newest = ocp.PyTreeCheckpointer(), newest.absolute()
   try:
-    metadata = checkpointer.metadata(newest.absolute())
-    stored = getattr(metadata, "item_metadata", metadata)
-    stored = getattr(stored, "tree", stored)
-    _compare(param_shapes(config), {p: tuple(v.shape) for p, v in _flat(stored).items()}, newest)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), stored)
-    return checkpointer.restore(newest.absolute(), abstract)
-  except (FileNotFoundError, KeyError) as e:
+    stored = _flat(checkpointer.metadata(newest).item_metadata.tree)
+  except (FileNotFoundError, KeyError, ValueError, AttributeError) as e:
     raise ValueError(f"{newest} is damaged ({' '.join(str(e).split())[:200]}); use an older checkpoint") from e
 
+  @functools.lru_cache(maxsize=1)  # the layers of a stacked parameter are asked for in a row
+  def restore(path):
+    item = flax.traverse_util.unflatten_dict({p: 0 if p == path else ocp.PLACEHOLDER for p in stored}, sep="/")
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    try:
+      return _flat(checkpointer.restore(newest, args=ocp.args.PyTreeRestore(item=item, restore_args=plain)))[path]
+    except (FileNotFoundError, KeyError, ValueError) as e:
+      raise ValueError(f"{newest}: parameter {path} is damaged ({' '.join(str(e).split())[:200]}); use an older checkpoint") from e
 
-def _read_hf(directory: pathlib.Path):
+  def tensor(path, meta):
+    return mapping.Tensor(tuple(meta.shape), np.dtype(meta.dtype), lambda i=None: restore(path) if i is None else restore(path)[i])
+
+  return {p: tensor(p, m) for p, m in stored.items()}
+
+
+def _safetensors(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
+  """What `save` wrote: tensors under our own paths."""
+  reader = safetensors_io.Reader(directory)
+  return {p: mapping.Tensor(shape, dtype, functools.partial(reader.read, p)) for p, (_, dtype, shape, _, _) in reader.tensors.items()}
+
+
+def _huggingface(directory: pathlib.Path):
   config = hf_config.parse(hf_config.read(directory), directory)
   reader = safetensors_io.Reader(directory)
   if isinstance(config, VisionConfig):
     table, prefixes = mapping.vision_table(), ("vision_model.", "vision_tower.vision_model.")
   else:
     table, prefixes = mapping.decoder_table(config), ("model.",)
-  params = mapping.read(reader, table, param_shapes(config), prefixes)
-  return config, flax.traverse_util.unflatten_dict(params, sep="/")
+  return config, mapping.ours(reader, table, param_shapes(config), prefixes)
 
 
-def _with_dtype(config, params):
+def _with_dtype(config, tensors):
   """Activations and parameters in the checkpoint's own precision."""
-  dtypes = {str(v.dtype) for v in jax.tree.leaves(params)}
+  dtypes = {str(t.dtype) for t in tensors.values()}
   dtype = "float32" if "float32" in dtypes else sorted(dtypes)[0]
 
   def change(c):
@@ -143,20 +163,26 @@ def _with_dtype(config, params):
   return change(config)
 
 
-def save_params(directory, config, params, companions=()) -> None:
-  """Writes model.json + params/ (+ companion files, e.g. tokenizer.json); complete or not at all."""
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists():
-    raise ValueError(f"{directory} exists; choose another output or remove it")
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
-  try:
-    temporary.mkdir()
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(temporary / _PARAMS, params)
+def save(directory, config, tensors: dict[str, mapping.Tensor], companions=()) -> None:
+  """Writes model.json, safetensors under our own paths, and companion files (e.g. tokenizer.json); all or nothing."""
+  with fresh_directory(directory) as temporary:
     serialize.save(config, temporary)
+    safetensors_io.write(temporary, ((p, t.shape, t.dtype, t.read) for p, t in tensors.items()))
     for file in companions:
       shutil.copy(file, temporary / pathlib.Path(file).name)
-    temporary.rename(directory)
+
+
+@contextlib.contextmanager
+def fresh_directory(path):
+  """A temporary directory that becomes `path` if the block succeeds; nothing is left if it fails."""
+  path = pathlib.Path(path).absolute()
+  if path.exists():
+    raise ValueError(f"{path} exists; choose another output or remove it")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+  try:
+    temporary.mkdir()
+    yield temporary
+    temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

@@ -4,11 +4,23 @@ Shapes: D width, H heads, d head size, p patch side.
 """
 
 import dataclasses
-from typing import Iterator
+from typing import Callable, Iterator, NamedTuple
 
 import numpy as np
 
 from bluelm_jax.interop import safetensors_io
+
+
+class Tensor(NamedTuple):
+  """A parameter that need not be in memory: `read()` gives all of it, `read(i)` layer i of a stacked one."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[..., np.ndarray]
+
+
+def in_memory(value) -> Tensor:
+  return Tensor(value.shape, np.dtype(value.dtype), lambda i=None: np.asarray(value if i is None else value[i]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +129,8 @@ def to_theirs(kind: str, x: np.ndarray) -> np.ndarray:
   return x.reshape(shape)
 
 
-def read(reader: safetensors_io.Reader, table: list[Entry], shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
-  """All parameters, flat by our paths, in the dtypes of the file.
+def ours(reader: safetensors_io.Reader, table: list[Entry], shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+  """All parameters, flat by our paths, in the dtypes of the file; nothing is read yet but headers.
 
   Args:
     shapes: our path -> shape, stacked ones with the layer first.
@@ -128,27 +140,33 @@ def read(reader: safetensors_io.Reader, table: list[Entry], shapes: dict[str, tu
     ValueError: a missing tensor, a wrong shape, or a tensor the family does not know.
   """
   assert {e.path for e in table} == set(shapes), {e.path for e in table} ^ set(shapes)
-  params, used = {}, set()
-
-  def fetch(entry, i, shape):
-    name = entry.name.format(i=i)
-    found = reader.find(p + name for p in (*prefixes, ""))
-    found = found or prefixes[0] + name
-    used.add(found)
-    return to_ours(entry.kind, reader.read(found, their_shape(entry.kind, shape)), shape)
-
+  tensors, used = {}, set()
   for entry in table:
     shape = shapes[entry.path]
-    if not entry.stacked:
-      params[entry.path] = np.ascontiguousarray(fetch(entry, 0, shape))
-      continue
-    first = fetch(entry, 0, shape[1:])
-    stack = params[entry.path] = np.empty(shape, first.dtype)
-    stack[0] = first
-    for i in range(1, shape[0]):
-      stack[i] = fetch(entry, i, shape[1:])
+    one = shape[1:] if entry.stacked else shape
+    names = []
+    for i in range(shape[0] if entry.stacked else 1):
+      name = entry.name.format(i=i)
+      names.append(reader.find(p + name for p in (*prefixes, "")) or prefixes[0] + name)
+      reader.check(names[-1], their_shape(entry.kind, one))
+    used.update(names)
+    tensors[entry.path] = _tensor(reader, entry, names, shape, one)
   _refuse_unknown(reader, used)
-  return params
+  return tensors
+
+
+def _tensor(reader, entry, names, shape, one) -> Tensor:
+  dtype = reader.tensors[names[0]][1]
+
+  def read(i=None):
+    if i is not None or not entry.stacked:
+      return np.ascontiguousarray(to_ours(entry.kind, reader.read(names[i or 0]), one))
+    stack = np.empty(shape, dtype)
+    for layer, name in enumerate(names):
+      stack[layer] = to_ours(entry.kind, reader.read(name), one)
+    return stack
+
+  return Tensor(shape, dtype, read)
 
 
 def _refuse_unknown(reader, used):
@@ -158,13 +176,11 @@ def _refuse_unknown(reader, used):
     raise ValueError(f"{reader.tensors[name][0]}: tensor {name} has no place in this model; config.json describes fewer parts than the file holds")
 
 
-def theirs(params: dict[str, np.ndarray], table: list[Entry], prefix: str) -> Iterator[tuple]:
+def theirs(tensors: dict[str, Tensor], table: list[Entry], prefix: str) -> Iterator[tuple]:
   """(name, shape, dtype, produce) of every HuggingFace tensor, for `safetensors_io.write`."""
   for entry in table:
-    value = params[entry.path]
+    value = tensors[entry.path]
     full = prefix if entry.name != "lm_head.weight" else ""
-    if not entry.stacked:
-      yield full + entry.name, their_shape(entry.kind, value.shape), value.dtype, lambda v=value, k=entry.kind: to_theirs(k, v)
-      continue
-    for i in range(value.shape[0]):
-      yield full + entry.name.format(i=i), their_shape(entry.kind, value.shape[1:]), value.dtype, lambda v=value, k=entry.kind, i=i: to_theirs(k, v[i])
+    for i in range(value.shape[0]) if entry.stacked else (None,):
+      shape = their_shape(entry.kind, value.shape[1:] if entry.stacked else value.shape)
+      yield full + entry.name.format(i=i), shape, value.dtype, lambda v=value, k=entry.kind, i=i: to_theirs(k, v.read(i))

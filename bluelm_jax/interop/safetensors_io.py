@@ -39,16 +39,23 @@ class Reader:
     """The first of `names` that exists."""
     return next((n for n in names if n in self.tensors), None)
 
-  def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads one tensor; ValueError if it is absent or of another shape."""
+  def check(self, name: str, shape: tuple[int, ...]) -> None:
+    """ValueError if a tensor is absent or of another shape."""
     if name not in self.tensors:
       raise ValueError(f"{self.directory}: tensor {name} is missing; expected shape {shape}. Download the checkpoint again")
-    file, dtype, found, start, end = self.tensors[name]
+    file, _, found, _, _ = self.tensors[name]
     if tuple(found) != tuple(shape):
       raise ValueError(f"{file}: tensor {name} has shape {tuple(found)}, expected {tuple(shape)}; config.json and weights do not belong together")
+
+  def read(self, name: str, index: int | None = None) -> np.ndarray:
+    """Reads a tensor, or only `index` of its first axis."""
+    file, dtype, shape, start, end = self.tensors[name]
+    if index is not None:
+      size, shape = (end - start) // shape[0], shape[1:]
+      start, end = start + index * size, start + (index + 1) * size
     with open(file, "rb") as f:
       f.seek(start)
-      return np.fromfile(f, dtype, (end - start) // np.dtype(dtype).itemsize).reshape(shape)
+      return np.fromfile(f, dtype, (end - start) // dtype.itemsize).reshape(shape)
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -119,6 +126,11 @@ def write(directory, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype, Cal
     (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
 
 
+def _bytes(value: np.ndarray, name: str, shape, dtype) -> memoryview:
+  assert value.shape == tuple(shape) and value.dtype == dtype, (name, value.shape, shape)
+  return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+
+
 def _write_file(path: pathlib.Path, tensors) -> None:
   header, offset = {"__metadata__": {"format": "pt"}}, 0
   for name, shape, dtype, _, n in tensors:
@@ -130,7 +142,5 @@ def _write_file(path: pathlib.Path, tensors) -> None:
   with open(temporary, "wb") as f:
     f.write(len(text).to_bytes(8, "little") + text)
     for name, shape, dtype, produce, _ in tensors:
-      value = np.ascontiguousarray(produce())
-      assert value.shape == tuple(shape) and value.dtype == dtype, (name, value.shape, shape)
-      f.write(value.data if value.dtype != ml_dtypes.bfloat16 else value.view(np.uint16).data)
+      f.write(_bytes(produce(), name, shape, dtype))  # nothing keeps the value, so only one is alive
   os.replace(temporary, path)

@@ -1,0 +1,102 @@
+"""The convert door: memory, and what it refuses."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bluelm_jax
+from bluelm_jax.interop import compose
+from bluelm_jax.interop import load
+from bluelm_jax.interop import mapping
+from bluelm_jax.interop import safetensors_io
+from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.models.config import VisionConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def decoder_config(**changes):
+  values = dict(vocab_size=64, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, tie_embeddings=True)
+  return DecoderConfig(**{**values, **changes})
+
+
+def random_tensors(config, dtype=np.float32):
+  rng = np.random.default_rng(0)
+  return {p: mapping.in_memory(rng.standard_normal(s).astype(dtype)) for p, s in load.param_shapes(config).items()}
+
+
+def door(*flags):
+  """Runs the door and reports its peak memory, in bytes, after its answer."""
+  code = "import atexit, re, runpy\natexit.register(lambda: print('peak', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])))\n"
+  code += "runpy.run_module('bluelm_jax.convert', run_name='__main__')"
+  return subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+
+
+def peak(*flags):
+  out = door(*flags)
+  assert out.returncode == 0, out.stderr
+  return int(out.stdout.split("peak ")[1])
+
+
+def test_conversion_streams(tmp_path):
+  """Both ways, what a checkpoint adds to the door's memory stays under 1.3 times its size."""
+  sizes = {}
+  for name, config in (("tiny", decoder_config()), ("large", decoder_config(num_layers=24, embed_dim=512, mlp_dim=4096, vocab_size=20_000))):
+    tensors = random_tensors(config, ml_dtypes.bfloat16)
+    load.save(tmp_path / name, config, tensors)
+    sizes[name] = sum(int(np.prod(t.shape)) * 2 for t in tensors.values())
+    sizes[name + " out"] = peak(f"--checkpoint={tmp_path / name}", f"--export={tmp_path / name}-hf")
+    sizes[name + " in"] = peak(f"--decoder={tmp_path / name}-hf", f"--output={tmp_path / name}-again")
+  assert sizes["large"] > 300e6
+  for way in ("in", "out"):
+    assert sizes[f"large {way}"] - sizes[f"tiny {way}"] < 1.3 * (sizes["large"] - sizes["tiny"])
+  first, second = (safetensors_io.Reader(tmp_path / n) for n in ("large", "large-again"))
+  assert all(np.array_equal(first.read(n), second.read(n)) for n in first.tensors) and set(first.tensors) == set(second.tensors)
+
+
+def test_a_training_checkpoint_is_exported(tmp_path):
+  """Orbax in, HuggingFace out, the same weights."""
+  from bluelm_jax.training import defaults
+  from bluelm_jax.training import stage
+
+  config = defaults.load(f"{ROOT}/configs/stages/text.py:miniature")
+  config.steps, config.data.rows, config.data.length = 1, 8, 32
+  config.mesh.fsdp, config.mesh.data = 1, 8
+  stage.run(config, tmp_path / "run")
+  _, params = bluelm_jax.load_pretrained(tmp_path / "run")
+  out = door(f"--checkpoint={tmp_path / 'run'}", f"--export={tmp_path / 'hf'}")
+  assert out.returncode == 0, out.stderr
+  _, decoder = bluelm_jax.load_pretrained(tmp_path / "hf" / "decoder")
+  assert jax.tree.all(jax.tree.map(np.array_equal, decoder, params["decoder"]))
+  assert (tmp_path / "hf" / "decoder" / "tokenizer.json").is_file() and (tmp_path / "hf" / "vision" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("flags,words", [
+    ((), "give either"),
+    (("--decoder=D",), "--output is missing"),
+    (("--checkpoint=C",), "belong together"),
+    (("--decoder=D", "--output=O", "--checkpoint=C", "--export=E"), "give either"),
+    (("--decoder=/no/such", "--output=O"), "no checkpoint directory"),
+    (("--vision=LM", "--output=O"), "swap the paths"),
+    (("--decoder=LM", "--output=LM"), "exists"),
+    (("--decoder=LM", "--vision=BROKEN", "--output=O"), "expected"),
+    (("--checkpoint=LM", "--export=LM"), "exists"),
+])
+def test_refusals_leave_nothing(flags, words, tmp_path):
+  config = decoder_config()
+  load.save(tmp_path / "LM", config, random_tensors(config))
+  vision = VisionConfig(image_size=8, patch_size=4, embed_dim=8, num_layers=1, num_heads=2, mlp_dim=8)
+  load.save(tmp_path / "V", vision, random_tensors(vision))
+  compose.export(tmp_path / "V", tmp_path / "BROKEN")
+  text = (tmp_path / "BROKEN" / "config.json").read_text()
+  (tmp_path / "BROKEN" / "config.json").write_text(text.replace('"hidden_size": 8', '"hidden_size": 16'))
+  before = sorted(tmp_path.rglob("*"))
+  out = door(*(f.replace("=", f"={tmp_path}/", 1) if "=/" not in f else f for f in flags))
+  assert out.returncode == 2 and out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and words in out.stderr, out.stderr
+  assert sorted(tmp_path.rglob("*")) == before
