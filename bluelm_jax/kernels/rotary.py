@@ -87,8 +87,8 @@ def rotary_table(positions_BS, head_dim: int, theta: float, scaling: RopeScaling
 
 
 def apply_rotary(x_BSHD, table):
-  """Rotates the pairs (i, i + D/2) of x [B, S, H, D]; computed in float32, returned in x's dtype."""
+  """Rotates the pairs (i, i + D/2) of x [B, S, H, D]; computed in at least float32, returned in x's dtype."""
   cos, sin = table
-  first, second = jnp.split(x_BSHD.astype(jnp.float32), 2, axis=-1)
+  first, second = jnp.split(x_BSHD.astype(jnp.promote_types(x_BSHD.dtype, jnp.float32)), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x_BSHD.dtype)

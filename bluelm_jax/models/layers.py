@@ -25,8 +25,13 @@ def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str
   return value.astype(config.dtype)
 
 
+def _wide(x):
+  """float32, or float64 for float64 inputs."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis, in float32 (arXiv 1910.07467)."""
+  """x / rms(x) * scale over the last axis, in at least float32 (arXiv 1910.07467)."""
 
   config: object
   axis: str = "norm"
@@ -34,13 +39,13 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), (x.shape[-1],), jnp.dtype(self.config.param_dtype))
-    y = x.astype(jnp.float32)
+    y = x.astype(_wide(x))
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
-    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+    return (y * scale.astype(y.dtype)).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-  """LayerNorm with scale and bias over the last axis, in float32."""
+  """LayerNorm with scale and bias over the last axis, in at least float32."""
 
   config: object
 
@@ -49,10 +54,10 @@ class LayerNorm(nn.Module):
     dtype = jnp.dtype(self.config.param_dtype)
     scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],), dtype)
     bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (x.shape[-1],), dtype)
-    y = x.astype(jnp.float32)
+    y = x.astype(_wide(x))
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
-    return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+    return (y * scale.astype(y.dtype) + bias.astype(y.dtype)).astype(x.dtype)
 
 
 def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan_kwargs):

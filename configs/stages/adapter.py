@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "adapter", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
-  c.steps = 60
+  c.steps = 40
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 500
   c.trainable = ("adapter/.*",)

@@ -14,15 +14,16 @@ def get_config(size: str = "miniature"):
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 12_000
   c.optimizer.name = "muon"
-  c.optimizer.learning_rate = 2e-3
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.muon_learning_rate = 0.01
   c.optimizer.weight_decay = 0.01
   c.schedule.warmup = 30
   c.schedule.kind = "constant"
   defaults.sources(
       c,
       screens=dict(
-          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=10,
-          tasks=dict(ground=0.7, list=0.05, refer=0.15, read=0.02, caption=0.03, higher=0.05)),
+          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=2,
+          tasks=dict(list=0.4, ground=0.4, refer=0.06, read=0.02, caption=0.04, higher=0.08)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.25, window=192),
       reasoning=dict(kind="reasoning", share=0.15, styles=dict(long=0.7, short=0.2, none=0.1)),
   )

@@ -9,12 +9,13 @@ from bluelm_jax.training import defaults
 def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
-  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
+  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
   c.steps = 900
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 4000
   c.optimizer.name = "muon"
-  c.optimizer.learning_rate = 2e-3
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.muon_learning_rate = 0.01
   c.optimizer.weight_decay = 0.01
   c.schedule.warmup = 20
   c.schedule.kind = "linear"
@@ -22,9 +23,9 @@ def get_config(size: str = "miniature"):
   defaults.sources(
       c,
       screens=dict(
-          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=10,
-          tasks=dict(ground=0.7, refer=0.1, caption=0.03, read=0.02, higher=0.15)),
-      reasoning=dict(kind="reasoning", share=0.3, styles=dict(long=0.6, short=0.2, none=0.2)),
+          kind="screens", path="assets/screens-train.array_record", share=0.7, turns=3,
+          tasks=dict(ground=0.6, list=0.15, higher=0.2, refer=0.02, read=0.01, caption=0.02)),
+      reasoning=dict(kind="reasoning", share=0.2, styles=dict(long=0.6, short=0.2, none=0.2)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.1, window=192),
   )
   return c

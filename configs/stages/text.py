@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "text", size
   c.data.rows, c.data.length = 4, 256
-  c.steps = 900
+  c.steps = 600
   if size == "small":
     c.data.rows, c.data.length, c.steps = 64, 1024, 4000
   c.optimizer.name = "muon"

@@ -1,0 +1,106 @@
+"""The whole model: packed equals unpacked with images, row groups, the adapter's grid."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bluelm_jax.data import pack
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.models import presets
+from bluelm_jax.models.bluelm import Adapter
+from bluelm_jax.models.bluelm import BlueLM
+from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.training import state
+
+
+def tiny():
+  config = presets.miniature()
+  vision = dataclasses.replace(config.vision, image_size=16, patch_size=4, embed_dim=12, num_heads=2, mlp_dim=16, dtype="float64", param_dtype="float64")
+  decoder = dataclasses.replace(
+      config.decoder, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, dtype="float64", param_dtype="float64")
+  return dataclasses.replace(config, vision=vision, decoder=decoder, anyres=dataclasses.replace(config.anyres, tile_size=16, thumbnail=True))
+
+
+@pytest.fixture
+def parts(float64):
+  config = tiny()
+  model = BlueLM(config)
+  init = jax.jit(functools.partial(model.init, method="init_all"))
+  params = nn.meta.unbox(init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))["params"]
+  chat = ChatFormat(Tokenizer(), config.anyres, config.tokens_per_tile)
+  rng = np.random.default_rng(0)
+  examples = []
+  for i, (h, w) in enumerate([(16, 16), (32, 16), (0, 0), (40, 40), (8, 30), (0, 0)]):
+    content = [{"type": "text", "text": f"Question {i}?"}]
+    if h:
+      content.insert(0, {"type": "image", "image": rng.integers(0, 255, (h, w, 3)).astype(np.uint8)})
+    thinking = {"reasoning_content": "so"} if i % 2 else {}
+    examples.append(chat.example([{"role": "user", "content": content}, {"role": "assistant", "content": f"Answer {i * 17}", **thinking}]))
+  return model, params, examples
+
+
+def spec(rows, groups=1, slots=12, length=128):
+  return pack.PackSpec(rows, length, groups, slots, 16, 4)
+
+
+def sums(model, params, batches):
+  """Loss sum, weight sum and gradient of the loss sum over several batches."""
+  value = jax.jit(jax.value_and_grad(lambda p, b: state.loss_sums(model, p, b), has_aux=True))
+  totals = [value(params, b) for b in batches]
+  return jax.tree.map(lambda *x: sum(x), *totals)
+
+
+@pytest.mark.parametrize("rows,groups,slots", [(2, 1, 16), (2, 2, 12), (4, 2, 12)])
+def test_packed_equals_unpacked(parts, rows, groups, slots):
+  model, params, examples = parts
+  packed = list(pack.pack(examples, spec(rows, groups, slots)))
+  alone = [b for e in examples for b in pack.pack([e], spec(1, 1, 5))]
+  assert len(alone) == len(examples) and max(b.segment_ids.max() for b in packed) > 1
+  (loss, count), grads = sums(model, params, packed)
+  (loss_1, count_1), grads_1 = sums(model, params, alone)
+  assert count == count_1 and float(loss) == pytest.approx(float(loss_1), rel=1e-10)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), grads, grads_1)
+  assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["vision"]["layers"]["mlp"]))
+
+
+def test_an_image_is_seen_by_its_own_segment_alone(parts):
+  model, params, examples = parts
+  batch = next(pack.pack(examples, spec(2, 1, 16)))
+  changed = batch._replace(tiles=batch.tiles.copy())
+  changed.tiles[0, 0] = 255 - changed.tiles[0, 0]
+  apply = jax.jit(functools.partial(state.apply_batch, model))
+  difference = np.abs(apply(params, batch) - apply(params, changed)).max(-1)
+  owner = np.argwhere((batch.vision_index >= 0) & (batch.vision_index < 4))  # positions of tile 0
+  row, segment = owner[0][0], batch.segment_ids[tuple(owner[0])]
+  inside = (batch.segment_ids == segment) & (np.arange(2)[:, None] == row)
+  after = inside & (batch.positions >= batch.positions[tuple(owner[-1])])
+  assert (difference[after] > 1e-9).all() and (difference[~inside] == 0).all()
+
+
+def test_tiles_and_index_belong_together(parts):
+  model, params, _ = parts
+  with pytest.raises(ValueError, match="belong together"):
+    model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32), tiles=jnp.zeros((1, 1, 16, 16, 3), jnp.uint8))
+
+
+def test_odd_grids_are_padded_then_merged():
+  """27 x 27 patches give 14 x 14 tokens; the padding is zero, at the far edges."""
+  config = DecoderConfig(vocab_size=8, num_layers=1, embed_dim=6, num_heads=1, num_kv_heads=1, head_dim=6, mlp_dim=8)
+  module = Adapter(config, 27, 2, 5)
+  x = jax.random.normal(jax.random.key(0), (1, 27 * 27, 3))
+  params = module.init(jax.random.key(1), x)
+  out = module.apply(params, x)
+  assert out.shape == (1, 196, 6)
+  p = nn.meta.unbox(params)["params"]
+  grid = np.zeros((28, 28, 3), np.float32)
+  grid[:27, :27] = np.asarray(x[0]).reshape(27, 27, 3)
+  for r, c in ((0, 0), (5, 9), (13, 13), (13, 2)):
+    merged = np.concatenate([grid[2 * r, 2 * c], grid[2 * r, 2 * c + 1], grid[2 * r + 1, 2 * c], grid[2 * r + 1, 2 * c + 1]])
+    expected = jax.nn.gelu(merged @ p["up"] + p["up_bias"]) @ p["down"] + p["down_bias"]
+    np.testing.assert_allclose(out[0, r * 14 + c], expected, atol=1e-5)
