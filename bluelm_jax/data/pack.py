@@ -12,6 +12,9 @@ from bluelm_jax.data.batch import Example
 from bluelm_jax.data.batch import PackedBatch
 
 
+_HOPELESS = 1000  # examples dropped for one batch before we say so
+
+
 @dataclasses.dataclass(frozen=True)
 class PackSpec:
   """The fixed shapes of a batch.
@@ -134,11 +137,16 @@ class _PackIterator(grain.DatasetIterator):
     packer = Packer(self._spec)
     if self._carried is not None:
       assert packer.add(self._carried)
-    while True:
+    dropped = 0
+    while dropped < _HOPELESS:
       self._state = self._parent.get_state()
       self._carried = fit(next(self._parent), self._spec)
-      if self._carried is not None and not packer.add(self._carried):
+      if self._carried is None:
+        dropped += 1
+      elif not packer.add(self._carried):
         return packer.batch
+    raise ValueError(
+        f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
 
   def get_state(self):
     return self._state

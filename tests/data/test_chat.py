@@ -1,0 +1,81 @@
+"""Conversations to tokens: markers, the switch, where the loss lies."""
+
+import numpy as np
+import pytest
+
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.models import presets
+
+CONFIG = presets.miniature()
+CHAT = ChatFormat(Tokenizer(), CONFIG.anyres, CONFIG.tokens_per_tile)
+SCREEN = np.zeros((224, 112, 3), np.uint8)
+
+
+def turns(*pairs, image=False):
+  messages = []
+  for i, (question, thought, answer) in enumerate(pairs):
+    content = [{"type": "image", "image": SCREEN}, {"type": "text", "text": question}] if image and i == 0 else question
+    messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    if thought is not None:
+      messages[-1]["reasoning_content"] = thought
+  return messages
+
+
+def text(ids):
+  return CHAT.tokenizer.decode(ids)
+
+
+def test_the_written_form():
+  example = CHAT.example([{"role": "system", "content": "Be kind."}, *turns(("Hi", None, "Yes"), ("And?", "hm", "No"))])
+  whole = text([*example.tokens, example.targets[-1]])
+  assert whole == "[|System|]:Be kind.[|Human|]:Hi[|AI|]:Yes<|endoftext|>[|Human|]:And?[|BlueThink|][|AI|]:<think>hm</think>No<|endoftext|>"
+
+
+def test_loss_lies_on_what_the_assistant_says():
+  example = CHAT.example(turns(("Hi", None, "Yes"), ("And?", "hm", "No")))
+  assert text(example.targets[example.loss_weights > 0]) == "Yes<|endoftext|><think>hm</think>No<|endoftext|>"
+  assert np.array_equal(example.targets[:-1], example.tokens[1:])
+
+
+def test_an_image_holds_its_places():
+  example = CHAT.example(turns(("What?", None, "A screen"), image=True))
+  shown = example.vision_index >= 0
+  assert len(example.tiles) == 2 and shown.sum() == 2 * CONFIG.tokens_per_tile
+  assert example.vision_index[shown].tolist() == list(range(shown.sum()))
+  assert (example.tokens[shown] == CHAT.tokenizer.special_id("<image>")).all() and not example.loss_weights[shown].any()
+  around = text(example.tokens[~shown])
+  assert around.startswith("[|Human|]:<im_start><tile_0><tile_1><im_end>What?")
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_prompt_is_how_the_example_begins(thinking):
+  example = CHAT.example(turns(("What?", "so" if thinking else None, "It"), image=True))
+  prompt = CHAT.prompt(turns(("What?", None, ""), image=True)[:1], thinking)
+  n = len(prompt.tokens)
+  assert np.array_equal(prompt.tokens, example.tokens[:n]) and np.array_equal(prompt.vision_index, example.vision_index[:n])
+  assert example.loss_weights[:n].tolist() == [0] * (n - 1) + [1]
+  assert ("[|BlueThink|]" in text(prompt.tokens)) == thinking
+
+
+@pytest.mark.parametrize("messages,words", [
+    ([], "empty"),
+    ([{"role": "robot", "content": "x"}], "unknown chat role 'robot'; use system, user, assistant"),
+    ([{"content": "x"}], "unknown chat role None"),
+    ([{"role": "user", "content": "x"}], "ends with a user turn"),
+    ([{"role": "user", "content": [{"type": "sound"}]}, {"role": "assistant", "content": "x"}], "unknown content part 'sound'"),
+])
+def test_bad_conversations_are_refused(messages, words):
+  with pytest.raises(ValueError, match=words) as error:
+    CHAT.example(messages)
+  assert "\n" not in str(error.value)
+
+
+def test_a_prompt_must_end_with_the_user():
+  with pytest.raises(ValueError, match="must end with a user turn"):
+    CHAT.prompt(turns(("a", None, "b")), False)
+
+
+def test_a_language_model_takes_no_images():
+  with pytest.raises(ValueError, match="no vision tower"):
+    ChatFormat(Tokenizer(), None, 1).example(turns(("a", None, "b"), image=True))

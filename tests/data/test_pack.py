@@ -1,0 +1,129 @@
+"""Packing: nothing lost, nothing mixed, and resume to the example."""
+
+import pathlib
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+from bluelm_jax.data import loader
+from bluelm_jax.data import pack
+from bluelm_jax.data.batch import Example
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.models import presets
+from bluelm_jax.sharding import rules
+from bluelm_jax.training import defaults
+from bluelm_jax.training import stage
+
+ROOT = pathlib.Path(__file__).parents[2]
+N = 4  # tokens a tile
+
+
+def example(number, length, tiles, rng):
+  """Tokens that say which example they are from; its tiles are filled with its number."""
+  length = max(length, tiles * N + 1)
+  vision_index = np.full(length, -1, np.int32)
+  vision_index[: tiles * N] = np.arange(tiles * N)
+  tokens = number * 1000 + np.arange(length, dtype=np.int32)
+  return Example(
+      tokens, tokens + 1, (rng.random(length) < 0.5).astype(np.float32), vision_index, np.full((tiles, 2, 2, 3), number, np.uint8),
+      np.arange(tiles, dtype=np.int32) + number)
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=25), st.sampled_from([(2, 1), (2, 2), (4, 2), (1, 1)]), st.integers(0, 99))
+def test_nothing_is_lost_or_mixed(sizes, shape, seed):
+  rows, groups = shape
+  rng = np.random.default_rng(seed)
+  examples = [example(i + 1, n, t, rng) for i, (n, t) in enumerate(sizes)]
+  spec = pack.PackSpec(rows, 40, groups, 5, 2, N)
+  found = {}
+  for b in pack.pack(examples, spec):
+    assert b.tokens.shape == (rows, 40) and b.tiles.shape == (groups, 5, 2, 2, 3)
+    padding = b.segment_ids == 0
+    assert not b.loss_weights[padding].any() and (b.vision_index[padding] == -1).all() and not b.positions[padding].any()
+    for r in range(rows):
+      ids = b.segment_ids[r]
+      last = ids.max()
+      assert np.array_equal(ids[ids > 0], np.sort(ids[ids > 0])) and set(ids[ids > 0]) == set(range(1, last + 1))
+      for s in range(1, last + 1):
+        at = ids == s
+        number = int(b.tokens[r, at][0]) // 1000
+        assert number not in found
+        tile = b.vision_index[r, at]
+        tiles = b.tiles[r // (rows // groups)]
+        places = b.tile_places[r // (rows // groups)]
+        assert (tiles[tile[tile >= 0] // N] == number).all()
+        assert np.array_equal(places[tile[tile >= 0] // N] - number, examples[number - 1].vision_index[tile >= 0] // N)
+        assert np.array_equal(b.positions[r, at], np.arange(at.sum()))
+        found[number] = (b.tokens[r, at], b.targets[r, at], b.loss_weights[r, at])
+  assert set(found) == set(range(1, len(examples) + 1))
+  for number, arrays in found.items():
+    for have, want in zip(arrays, examples[number - 1]):
+      assert np.array_equal(have, want)
+
+
+def test_a_long_example_is_cut_but_never_through_its_images():
+  rng = np.random.default_rng(0)
+  spec = pack.PackSpec(1, 10, 1, 3, 2, N)
+  assert len(pack.fit(example(1, 30, 1, rng), spec).tokens) == 10
+  assert pack.fit(example(1, 30, 3, rng), spec) is None  # 12 visual tokens
+  assert pack.fit(example(1, 30, 4, rng), spec) is None  # more tiles than slots
+
+
+def test_rows_must_divide_into_groups():
+  with pytest.raises(ValueError, match="multiple of the 3"):
+    pack.PackSpec(4, 8, 3)
+
+
+def batches(name, **changes):
+  config = defaults.load(f"{ROOT}/configs/stages/{name}.py:miniature")
+  config.data.update(changes)
+  mesh = rules.make_mesh({"data": 1}, jax.devices()[:1])
+  spec, chat = stage.batch_shape(config, presets.miniature(), mesh, Tokenizer())
+  return loader.batches(config.data.sources, chat, spec, config.seed)
+
+
+@pytest.mark.parametrize("name", ["text", "vision", "joint", "sft"])
+def test_resume_gives_the_same_batches(name):
+  first = batches(name)
+  for _ in range(3):
+    next(first)
+  state = first.get_state()
+  expected = [next(first) for _ in range(3)]
+  second = batches(name)
+  second.set_state(state)
+  for want in expected:
+    have = next(second)
+    assert all(np.array_equal(a, b) for a, b in zip(want, have))
+
+
+def test_joint_batches_hold_their_share_of_text():
+  """40 % of the tokens are text without images, as the recipe says."""
+  it, text, all_tokens = batches("joint"), 0, 0
+  for _ in range(60):
+    b = next(it)
+    for r in range(len(b.tokens)):
+      for s in range(1, b.segment_ids[r].max() + 1):
+        at = b.segment_ids[r] == s
+        all_tokens += at.sum()
+        text += at.sum() * (b.vision_index[r, at] < 0).all()
+  assert 0.34 < text / all_tokens < 0.46
+
+
+def test_examples_that_never_fit_end_in_a_clear_error():
+  with pytest.raises(ValueError, match="raise data.length or data.tile_slots"):
+    next(batches("adapter", tile_slots=1))
+
+
+def test_a_source_needs_its_data(tmp_path):
+  config = defaults.load(f"{ROOT}/configs/stages/text.py:miniature")
+  config.data.sources.prose.path = str(tmp_path / "none.array_record")
+  with pytest.raises(ValueError, match="no data at"):
+    loader.mixture(config.data.sources, None, 8, 0)
+  config.data.sources.prose.kind = "novels"
+  with pytest.raises(ValueError, match="unknown kind 'novels'"):
+    loader.mixture(config.data.sources, None, 8, 0)
