@@ -50,11 +50,14 @@ def _decoder(v: dict, where) -> DecoderConfig:
   rope = v.get("rope_parameters") or {**(v.get("rope_scaling") or {}), "rope_theta": v.get("rope_theta", 10_000.0)}
   _require(rope, where, partial_rotary_factor=(1.0,))
   context = v.get("max_position_embeddings", 2048)
+  scaling = _scaling(rope, context, where)
+  if scaling and scaling.kind == "yarn":  # some configs keep the length from before the scaling
+    context = max(context, int(scaling.factor * scaling.original_context))
   return DecoderConfig(
       vocab_size=_need(v, where, "vocab_size"), num_layers=_need(v, where, "num_hidden_layers"), embed_dim=width, num_heads=heads,
       num_kv_heads=v.get("num_key_value_heads") or heads, head_dim=v.get("head_dim") or (128 if kind == "qwen3" else width // heads),
       mlp_dim=_need(v, where, "intermediate_size"), context=context, norm_eps=v.get("rms_norm_eps", 1e-6),
-      rope_theta=float(rope.get("rope_theta", 10_000.0)), rope_scaling=_scaling(rope, context, where), qk_norm=kind == "qwen3",
+      rope_theta=float(rope.get("rope_theta", 10_000.0)), rope_scaling=scaling, qk_norm=kind == "qwen3",
       qkv_bias=kind == "qwen2", tie_embeddings=v.get("tie_word_embeddings", False))
 
 

@@ -63,7 +63,7 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   if index.is_file():
     try:
       names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
       raise ValueError(f"{index} is not a valid index; download the checkpoint again") from e
     for name in names:
       if not (directory / name).is_file():
@@ -82,12 +82,12 @@ def _header(file: pathlib.Path) -> dict:
       raise ValueError(f"{file} is truncated: {size} bytes, its header needs {8 + length}; download it again")
     try:
       header = json.loads(f.read(length))
-    except ValueError as e:
+      header.pop("__metadata__", None)
+      assert all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
+    except (ValueError, TypeError, AttributeError, AssertionError) as e:
       raise ValueError(f"{file} has a damaged header; download it again") from e
   tensors = {}
   for name, entry in header.items():
-    if name == "__metadata__":
-      continue
     if entry["dtype"] not in _DTYPES:
       raise ValueError(f"{file}: tensor {name} has dtype {entry['dtype']}; convert the checkpoint to bf16, f16 or f32")
     start, end = (8 + length + o for o in entry["data_offsets"])

@@ -58,4 +58,9 @@ def save(config: ModelConfig, directory) -> None:
 
 
 def load(directory) -> ModelConfig:
-  return from_dict(json.loads((pathlib.Path(directory) / FILE_NAME).read_text()))
+  """Raises ValueError, naming the file, if it is not one of ours."""
+  path = pathlib.Path(directory) / FILE_NAME
+  try:
+    return from_dict(json.loads(path.read_text()))
+  except (ValueError, TypeError, AttributeError) as e:
+    raise ValueError(f"{path} is not a model description ({e}); copy it again from the checkpoint") from e

@@ -48,11 +48,11 @@ def stage() -> ml_collections.ConfigDict:
   return c.lock()
 
 
-def sources(c: ml_collections.ConfigDict, **named) -> None:
-  """Sets c.data.sources, e.g. sources(c, prose=dict(kind="documents", ...))."""
-  with c.data.sources.unlocked():
+def fill(node: ml_collections.ConfigDict, **named) -> None:
+  """Adds named entries to an open part of a config, e.g. fill(c.data.sources, prose=dict(kind="documents", ...))."""
+  with node.unlocked():
     for key, value in named.items():
-      c.data.sources[key] = ml_collections.ConfigDict(value)
+      node[key] = ml_collections.ConfigDict(value)
 
 
 def load(spec) -> ml_collections.ConfigDict:

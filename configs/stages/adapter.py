@@ -14,8 +14,8 @@ def get_config(size: str = "miniature"):
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 500
   c.trainable = ("adapter/.*",)
-  c.optimizer.learning_rate = 3e-3
+  c.optimizer.learning_rate = 3e-4
   c.schedule.warmup = 10
-  defaults.sources(
-      c, screens=dict(kind="screens", path="assets/screens-train.array_record", share=1.0, turns=2, tasks=dict(caption=0.5, list=0.5)))
+  defaults.fill(
+      c.data.sources, screens=dict(kind="screens", path="assets/screens-train.array_record", share=1.0, turns=2, tasks=dict(caption=0.5, list=0.5)))
   return c

@@ -9,18 +9,20 @@ from bluelm_jax.training import defaults
 def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "joint", size
-  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
-  c.steps = 1200
+  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
+  c.steps = 1100
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 12_000
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01
   c.optimizer.weight_decay = 0.01
+  # The vision tower and adapter move slowly, so that the language model can learn to read them.
+  defaults.fill(c.optimizer.lr_factors, vision=dict(path="(vision|adapter)/.*", factor=0.1))
   c.schedule.warmup = 30
   c.schedule.kind = "constant"
-  defaults.sources(
-      c,
+  defaults.fill(
+      c.data.sources,
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.6, turns=2,
           tasks=dict(list=0.4, ground=0.4, refer=0.06, read=0.02, caption=0.04, higher=0.08)),

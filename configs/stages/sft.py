@@ -10,18 +10,20 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 900
+  c.steps = 800
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 4000
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01
   c.optimizer.weight_decay = 0.01
+  # The vision tower and adapter move slowly, so that the language model can learn to read them.
+  defaults.fill(c.optimizer.lr_factors, vision=dict(path="(vision|adapter)/.*", factor=0.1))
   c.schedule.warmup = 20
   c.schedule.kind = "linear"
   c.schedule.final = 0.02
-  defaults.sources(
-      c,
+  defaults.fill(
+      c.data.sources,
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.7, turns=3,
           tasks=dict(ground=0.6, list=0.15, higher=0.2, refer=0.02, read=0.01, caption=0.02)),

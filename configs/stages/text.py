@@ -18,8 +18,8 @@ def get_config(size: str = "miniature"):
   c.optimizer.weight_decay = 0.01
   c.schedule.warmup = 30
   c.schedule.kind = "constant"  # the decay comes with the last stage
-  defaults.sources(
-      c,
+  defaults.fill(
+      c.data.sources,
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.5, window=256),
       reasoning=dict(kind="reasoning", share=0.5, styles=dict(long=0.7, short=0.2, none=0.1)),
   )

@@ -128,23 +128,25 @@ def higher(elements, meta, rng):
 
 
 _TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption, "read": _read, "higher": higher}
+_POINTING = ("ground", "refer", "list", "higher")  # they tell where an element is
 
 
 def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng) -> list[dict]:
   """A user shows the screen and asks up to `turns` different questions; a reasoning question thinks half of the time."""
   names, weights = list(tasks), np.array(list(tasks.values()), float)
-  messages, answers, language = [], set(), meta["language"]
+  messages, seen, language = [], set(), meta["language"]
+  labels = {name(e, language) for e in elements}
   for _ in range(4 * turns):  # a screen may have fewer things to ask about
-    made = _TASKS[names[rng.choice(len(names), p=weights / weights.sum())]](elements, meta, rng)
+    kind = names[rng.choice(len(names), p=weights / weights.sum())]
+    made = _TASKS[kind](elements, meta, rng)
     if made is None:
-      made = _caption(elements, meta, rng)
+      kind, made = "caption", _caption(elements, meta, rng)
     text, chains, answer = made
-    about = answer.split("(")[0] if "(" in answer else text
-    if about in answers:  # a repeated question would be answered by copying
+    said = text + answer + (chains["long"] if chains else "")
+    about = {label for label in labels if label in said} if kind in _POINTING else {text}
+    if about & seen:  # it could be answered by copying from an earlier turn
       continue
-    answers.add(about)
-    if len(answers) > turns:
-      break
+    seen |= about
     reply = {"role": "assistant", "content": answer}
     style = ("long", "short", "none", "none")[rng.integers(4)] if chains else "none"
     if style != "none":
@@ -152,6 +154,8 @@ def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng
       reply["reasoning_content"] = chains[style]
     content = [{"type": "image", "image": image}, {"type": "text", "text": text}] if not messages else text
     messages += [{"role": "user", "content": content}, reply]
+    if len(messages) == 2 * turns:
+      break
   return messages
 
 

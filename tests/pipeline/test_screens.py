@@ -1,0 +1,100 @@
+"""The screen pipeline's own checks, and the questions made from a screen."""
+
+import re
+
+import numpy as np
+import pytest
+
+from bluelm_jax.data import sources
+from bluelm_jax.data.tasks import screens
+from bluelm_jax.pipeline.screens import build
+
+
+def page(*boxes):
+  """White page whose text pixels lie in `boxes` (pixels l, t, r, b)."""
+  hidden = np.full((100, 50, 3), 255, np.uint8)
+  shown = hidden.copy()
+  for l, t, r, b in boxes:
+    shown[t:b, l:r] = 0
+  return shown, hidden
+
+
+def element(l, t, r, b, role="text"):
+  return {"role": role, "text": "x", "box": [l / 50, t / 100, r / 50, b / 100]}
+
+
+def test_boxes_that_hold_their_text_pass_and_others_do_not():
+  shown, hidden = page((5, 10, 20, 20), (30, 50, 45, 60))
+  right = [element(4, 9, 21, 21), element(29, 49, 46, 61)]
+  assert build.text_in_boxes(shown, hidden, right) == (2, 2)
+  assert build.text_in_boxes(shown, hidden, [right[0]])[0] == 0  # text outside every box
+  assert build.text_in_boxes(shown, hidden, [*right, element(1, 80, 10, 90)]) == (2, 3)  # a box without text
+
+
+@pytest.fixture(scope="module")
+def shard():
+  return sources.read_shard("assets/screens-select.array_record")
+
+
+TASKS = dict(ground=1.0, refer=1.0, list=1.0, caption=1.0, read=1.0, higher=1.0)
+
+
+def test_answers_point_at_what_was_asked(shard):
+  """Every point of a grounding answer or list lies in an element of that name (or at a thin one's nearest step)."""
+  rng, near = np.random.default_rng(0), []
+  for i in range(40):
+    sample = shard[i]
+    elements, language = sample.meta["elements"], sample.meta["language"]
+    for label, e in screens.targets(elements, language):
+      at = screens.parse_point(screens.point(e["box"]))
+      box = e["box"]
+      near.append(abs(at[0] - (box[0] + box[2]) / 2) <= 0.0201 and abs(at[1] - (box[1] + box[3]) / 2) <= 0.0201)
+      assert screens.name(e, language) == label
+  assert all(near) and len(near) > 100
+
+
+def test_a_conversation_never_asks_twice_and_keeps_its_length(shard):
+  rng = np.random.default_rng(1)
+  for i in range(60):
+    sample = shard[i]
+    messages = screens.conversation(np.zeros((4, 4, 3), np.uint8), sample.meta["elements"], sample.meta, TASKS, 4, rng)
+    assert 2 <= len(messages) <= 8 and [m["role"] for m in messages[:2]] == ["user", "assistant"]
+    asked = [m["content"] if isinstance(m["content"], str) else m["content"][1]["text"] for m in messages[::2]]
+    assert len(asked) == len(set(asked))
+    pointed = [label for m in messages[1::2] for label in set(re.findall(r"(?:^|;)(?:[AB] )?([^;()]+)\(", m["content"] + ";" + m.get("reasoning_content", "")))]
+    assert len(pointed) == len(set(pointed))  # no later turn repeats a place
+
+
+def test_comparisons_are_true(shard):
+  rng, seen = np.random.default_rng(2), {"A": 0, "B": 0}
+  for i in range(120):
+    sample = shard[i]
+    made = screens.higher(sample.meta["elements"], sample.meta, rng)
+    if made is None:
+      continue
+    question, chains, answer = made
+    ys = [int(c[5:8]) for c in chains["short"].split(";")[:2] for c in [c[1:]]]
+    assert (ys[0] < ys[1]) == (answer == "A")
+    seen[answer] += 1
+  assert min(seen.values()) > 20
+
+
+def test_augmenting_moves_boxes_with_pixels():
+  """A black square stays under its box."""
+  rng = np.random.default_rng(3)
+  for _ in range(30):
+    image = np.full((200, 100, 3), 255, np.uint8)
+    image[60:120, 30:70] = 0
+    moved, elements = screens.augment(image, [{"role": "button", "box": [0.3, 0.3, 0.7, 0.6]}], rng)
+    ys, xs = np.nonzero(moved[..., 0] < 128)
+    l, t, r, b = elements[0]["box"]
+    np.testing.assert_allclose([xs.min() / 100, ys.min() / 200, (xs.max() + 1) / 100, (ys.max() + 1) / 200], [l, t, r, b], atol=0.02)
+
+
+def test_cells_are_named_by_what_they_show():
+  elements = [
+      {"role": "button", "color": "red", "state": "", "box": [0.0, 0.0, 0.5, 0.5]}, {"role": "switch", "color": "", "state": "on", "box": [0.8, 0.8, 0.9, 0.9]}]
+  cells = np.array([[0.0, 0.0, 0.25, 0.25], [0.75, 0.75, 1.0, 1.0], [0.6, 0.1, 0.8, 0.3]])
+  assert screens.cell_words(cells, elements, "en") == [
+      (" button", " red", "(260,", "260)"), (" switch", " on", "(860,", "860)"), (screens.NOTHING, "", "", "")]
+  assert screens.cell_words(cells, elements, "zh")[0][:2] == ("按钮", "红色")
