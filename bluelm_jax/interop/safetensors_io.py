@@ -83,8 +83,9 @@ def _header(file: pathlib.Path) -> dict:
     try:
       header = json.loads(f.read(length))
       header.pop("__metadata__", None)
-      assert all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
-    except (ValueError, TypeError, AttributeError, AssertionError) as e:
+      if not all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
+        raise ValueError("an entry is incomplete")
+    except (ValueError, TypeError, AttributeError) as e:
       raise ValueError(f"{file} has a damaged header; download it again") from e
   tensors = {}
   for name, entry in header.items():

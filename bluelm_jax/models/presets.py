@@ -37,7 +37,7 @@ def small() -> BlueLMConfig:
   """About 100 M parameters, for one GPU."""
   vision = VisionConfig(image_size=224, patch_size=14, embed_dim=384, num_layers=8, num_heads=6, mlp_dim=1536, dtype="bfloat16")
   decoder = DecoderConfig(
-      vocab_size=1088, num_layers=12, embed_dim=768, num_heads=12, num_kv_heads=4, head_dim=64, mlp_dim=2048,
+      vocab_size=1152, num_layers=12, embed_dim=768, num_heads=12, num_kv_heads=4, head_dim=64, mlp_dim=2048,
       context=2048, qk_norm=True, tie_embeddings=True, dtype="bfloat16")
   return BlueLMConfig(
       vision=vision, adapter=AdapterConfig(tile_places=5), decoder=decoder,
@@ -49,7 +49,7 @@ def miniature() -> BlueLMConfig:
   vision = VisionConfig(
       image_size=112, patch_size=8, embed_dim=96, num_layers=2, num_heads=3, mlp_dim=256, scan_layers=False)
   decoder = DecoderConfig(
-      vocab_size=1088, num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384,
+      vocab_size=1152, num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384,
       context=1024, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
   return BlueLMConfig(
       vision=vision, adapter=AdapterConfig(tile_places=5), decoder=decoder,

@@ -26,8 +26,11 @@ SPECIAL = (
     "<|pad|>", "<|endoftext|>", "[|Human|]:", "[|AI|]:", "[|System|]:", "[|BlueThink|]", "<think>", "</think>",
     "<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
 
-# Halves of a point, "(500," and "060)", are one token each: added after the merges, so `vocab_size` + 50 in all.
+# Added after the merges, beyond `vocab_size`: halves of a point, "(500," and "060)", and the words that name
+# elements as far as merges do not make them one token; visual tokens learn to resemble these.
 COORDINATES = tuple(f"({v:03d}," for v in screens.COORDINATES) + tuple(f"{v:03d})" for v in screens.COORDINATES)
+_PAIRS = (*screens.ROLE_NAMES.values(), *screens.COLOR_NAMES.items(), *screens.STATE_NAMES.values())
+WORDS = tuple(dict.fromkeys(word for en, zh in _PAIRS for word in (" " + en, zh)))
 
 
 def train(texts: Iterable[str], vocab_size: int, extra_texts: Iterable[str] = ()) -> tokenizers.Tokenizer:
@@ -40,7 +43,7 @@ def train(texts: Iterable[str], vocab_size: int, extra_texts: Iterable[str] = ()
   trainer = trainers.BpeTrainer(
       vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
   tokenizer.train_from_iterator(itertools.chain(texts, extra_texts), trainer)
-  tokenizer.add_tokens(list(COORDINATES))
+  tokenizer.add_tokens([*COORDINATES, *(w for w in WORDS if len(tokenizer.encode(w).ids) > 1)])
   return tokenizer
 
 
@@ -57,7 +60,7 @@ def task_texts(seed: int = 0, problems: int = 12_000) -> Iterable[str]:
         "color": ["", *screens.COLOR_NAMES][rng.integers(len(screens.COLOR_NAMES) + 1)],
         "state": ["", "", "on", "off", "checked", "selected"][rng.integers(6)], "box": [0.1, 0.1, 0.2, 0.2], "text": "x"}
     for language in ("en", "zh"):
-      yield from [" " + screens.name(element, language)] * 6  # these words are to be single tokens
+      yield " " + screens.name(element, language)
       for ask in screens.PHRASES.values():
         yield ask[language]
 
@@ -77,5 +80,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "The tokenizer.json to write.")
   flags.DEFINE_string("text", "assets/text-train.array_record", "Shard of documents.")
   flags.DEFINE_list("extra", [], "More text files to learn from, e.g. phrases that shall be short.")
-  flags.DEFINE_integer("vocab_size", 1024, "Tokens before the 50 coordinates, the special ones included.")
+  flags.DEFINE_integer("vocab_size", 1024, "Tokens before the added ones, the special ones included.")
   door.run(main, required=("output",))

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 from bluelm_jax.data import sources
+from bluelm_jax.models import presets
 from bluelm_jax.pipeline import tokenizer as pipeline
 
 TOKENIZER = tokenizers.Tokenizer.from_file(str(sources.ASSETS / "tokenizer.json"))
@@ -43,7 +44,12 @@ def test_special_tokens_have_the_first_ids():
 
 
 def test_vocabulary_size():
-  assert TOKENIZER.get_vocab_size() == 1024
+  assert 1024 + len(pipeline.COORDINATES) < TOKENIZER.get_vocab_size() <= presets.miniature().decoder.vocab_size
+
+
+@pytest.mark.parametrize("word", pipeline.WORDS + pipeline.COORDINATES)
+def test_words_and_coordinates_of_elements_are_one_token(word):
+  assert len(_ids(word)) == 1 and _ids(f"x;{word};")[2:-1] == _ids(word)
 
 
 @given(st.text(string.digits, min_size=1, max_size=30))
@@ -52,7 +58,7 @@ def test_every_digit_is_one_token(digits):
 
 
 def test_no_token_holds_a_digit_and_more():
-  words = set(TOKENIZER.get_vocab()) - set(pipeline.SPECIAL)
+  words = set(TOKENIZER.get_vocab()) - set(pipeline.SPECIAL) - set(pipeline.COORDINATES)
   assert not [w for w in words if len(w) > 1 and set(w) & set(string.digits)]
 
 

@@ -31,7 +31,7 @@ PHRASES = {
     "list": {"en": "List the elements.", "zh": "列出元素。"},
     "caption": {"en": "Describe the screen.", "zh": "描述这个界面。"},
     "read": {"en": "Read the text at {}.", "zh": "读出{}的文字。"},
-    "higher": {"en": "Which is higher, A {} or B {}?", "zh": "哪个更高, A{}还是B{}?"},
+    "higher": {"en": "Which is higher? A:{};B:{};", "zh": "哪个更高? A:{};B:{};"},
 }
 STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
 
@@ -77,25 +77,30 @@ def _ask(kind, meta, *values) -> str:
   return PHRASES[kind][meta["language"]].format(*values)
 
 
+def _said(label: str, language: str) -> str:
+  """A label as answers write it: English with a space before, so that its tokens are those inside a sentence."""
+  return label if language == "zh" else " " + label
+
+
 def _ground(elements, meta, rng):
   named = targets(elements, meta["language"])
   if not named:
     return None
   label, element = named[rng.integers(len(named))]
   if rng.random() < 0.75:
-    return _ask("point", meta, label), None, label + point(element["box"])
-  return _ask("box", meta, label), None, label + box_text(element["box"])
+    return _ask("point", meta, label), None, _said(label, meta["language"]) + point(element["box"])
+  return _ask("box", meta, label), None, _said(label, meta["language"]) + box_text(element["box"])
 
 
 def _refer(elements, meta, rng):
   element = elements[rng.integers(len(elements))]
   where = point(element["box"])
-  return _ask("refer", meta, where), None, name(element, meta["language"])
+  return _ask("refer", meta, where), None, _said(name(element, meta["language"]), meta["language"])
 
 
 def _list(elements, meta, rng):
   order = [elements[i] for i in rng.permutation(len(elements)) if elements[i]["role"] not in ("text", "item")][:12]
-  text = ";".join(name(e, meta["language"]) + point(e["box"]) for e in order)
+  text = ";".join(_said(name(e, meta["language"]), meta["language"]) + point(e["box"]) for e in order)
   return _ask("list", meta), None, text
 
 
@@ -123,7 +128,8 @@ def higher(elements, meta, rng):
     return None
   first_wins = int(ya[5:8]) < int(yb[5:8])
   answer = ("A", "B")[not first_wins]
-  chains = {"long": f"A {a}{ya};B {b}{yb};", "short": f"A{ya};B{yb};"}
+  a, b = _said(a, meta["language"]), _said(b, meta["language"])
+  chains = {"long": f" A:{a}{ya};B:{b}{yb};", "short": f" A{ya};B{yb};"}
   return _ask("higher", meta, a, b), chains, answer
 
 
