@@ -32,7 +32,7 @@ def stage() -> ml_collections.ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.95
   c.optimizer.eps = 1e-8
-  c.optimizer.weight_decay = 0.1  # on matrices only
+  c.optimizer.weight_decay = 0.1  # on matrices only; with muon, on those that Muon updates
   c.optimizer.clip_norm = 1.0
   c.optimizer.lr_factors = ml_collections.ConfigDict()  # name -> {"path": regex, "factor": number}
   c.schedule = ml_collections.ConfigDict()

@@ -1,0 +1,39 @@
+"""The miniature recipe with few steps and small batches, on one device.
+
+  python -m tests.training.tiny DIR            # runs it
+  python -m tests.training.tiny DIR broken     # stops every stage half-way and resumes
+"""
+
+import pathlib
+import sys
+
+from bluelm_jax.training import defaults
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 4
+
+
+def config():
+  c = defaults.load(ROOT / "configs/recipes/miniature.py")
+  for stage_config in c.stages.values():
+    stage_config.steps, stage_config.log_every, stage_config.checkpoint_every = STEPS, 1, 2
+    stage_config.data.rows, stage_config.data.tile_slots = 2, 4 * bool(stage_config.data.tile_slots)
+  return c
+
+
+def main(workdir: str, broken: bool):
+  from bluelm_jax.training import recipe
+  from bluelm_jax.training import stage
+
+  whole = config()
+  if not broken:
+    return recipe.run(whole, workdir)
+  for number, (_, directory, stage_config) in enumerate(recipe.stages(whole, workdir)):
+    stage.run(stage_config, directory, stop_after=3)  # an odd step, in the middle of the packer's stream
+    part = config()
+    part.order = whole.order[: number + 1]
+    recipe.run(part, workdir)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], sys.argv[2:] == ["broken"])
