@@ -79,7 +79,12 @@ def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> di
 
 
 def compare_screens(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
-  """Multi-step questions on screens ("which is higher?"), answered at once and after thinking."""
+  """Multi-step questions on screens ("which is higher?"), answered at once and after thinking.
+
+  Returns:
+    "items", and per style, and for "no image" (a blank screen, answered at once), an array of right answers;
+    the replies under "STYLE replies".
+  """
   shard, rng, made = sources.read_shard(path), np.random.default_rng(seed), []
   while len(made) < count:
     sample = shard[int(rng.integers(len(shard)))]
@@ -87,13 +92,14 @@ def compare_screens(generator, chat, tokenizer, path: str, count: int, seed: int
     if question is not None:
       made.append((images.decode(sample.images[0]), sample.meta["language"], *question))
   result = {"items": made}
-  for style in ("none", "short", "long"):
-    prompts = []
+  for condition in ("none", "short", "long", "no image"):
+    style, prompts = "none" if condition == "no image" else condition, []
     for image, language, ask, _, _ in made:
       text = ask if style == "none" else f"{ask} {reasoning.HINTS[style][language]}"
+      image = np.full_like(image, 127) if condition == "no image" else image
       message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
       prompts.append(chat.prompt([message], thinking=style != "none"))
     said = replies(generator, tokenizer, prompts, Options(max_tokens=4 if style == "none" else 64), ROWS, SLOTS)
-    result[style] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer for r, (*_, answer) in zip(said, made)])
-    result[f"{style} replies"] = said
+    result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer for r, (*_, answer) in zip(said, made)])
+    result[f"{condition} replies"] = said
   return result

@@ -136,13 +136,13 @@ def _reasoning(results, speaker, config):
 def _screens(results, speaker, config):
   r = grounding.compare_screens(*speaker.parts, config.screens, config.screen_items, config.seed)
   n = len(r["items"])
-  for style, name in (("none", "answering at once"), ("short", "thinking briefly"), ("long", "thinking step by step")):
-    results.figures.append(Figure(f"screen comparison, {name}", float(r[style].mean()), *statistics.wilson(r[style].sum(), n), n))
-  p = statistics.paired_test(r["long"], r["none"], np.arange(n))
-  results.claims.append(Claim("screen comparison by thinking", "answering at once", float(r["long"].mean()), float(r["none"].mean()), n, p))
-  half = np.full(n, 0.5)
-  results.claims.append(Claim("screen comparison by thinking", "a coin", float(r["long"].mean()), 0.5, n, statistics.paired_test(r["long"], half, np.arange(n))))
-  _say("screens", results.figures[-3:])
+  names = {"none": "answering at once", "short": "thinking briefly", "long": "thinking step by step", "no image": "image blanked"}
+  for key, name in names.items():
+    results.figures.append(Figure(f"screen comparison, {name}", float(r[key].mean()), *statistics.wilson(r[key].sum(), n), n))
+  for control, values in (("image blanked", r["no image"]), ("a coin", np.full(n, 0.5))):
+    p = statistics.paired_test(r["none"], values, np.arange(n))
+    results.claims.append(Claim("screen comparison", control, float(r["none"].mean()), float(values.mean()), n, p))
+  _say("screens", results.figures[-4:])
   for i in range(3):
     _, _, ask, _, answer = r["items"][i]
     for style in ("none", "long"):

@@ -82,7 +82,7 @@ def theirs(model, config, flat, batches):
       loss.backward()
       torch.nn.utils.clip_grad_norm_(peer.parameters(), o.clip_norm)
       optimizer.step()
-    return float(loss)
+    return loss.item()
 
   return run
 
