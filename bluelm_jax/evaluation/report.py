@@ -40,7 +40,7 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
       "figures": [dataclasses.asdict(f) for f in results.figures],
       "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues}
   (output / "report.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
-  cv2.imwrite(str(output / "grounding.png"), picture(results.points[:6]))
+  cv2.imwrite(str(output / "grounding.png"), picture(results.points))
   parts = [
       "<!doctype html><meta charset=utf-8><title>bluelm_jax report</title>", f"<style>{_STYLE}</style><h1>bluelm_jax: what this run learned</h1>",
       "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
@@ -95,17 +95,23 @@ def _dialogue(d: dict) -> str:
   return f"<div class=d><b>{html.escape(d['question'])}</b> <small>({mode})</small><br>{reply}<br><small>truth: {html.escape(d['truth'])}</small></div>"
 
 
-def picture(points: list[dict]) -> np.ndarray:
-  """BGR image of screens side by side, with true boxes and predicted points."""
-  panels = []
+def picture(points: list[dict], screens_shown: int = 7) -> np.ndarray:
+  """BGR image of the first screens side by side: each named element's box, and a line from it to the predicted point."""
+  by_screen = {}
   for p in points:
-    panel = cv2.cvtColor(p["image"], cv2.COLOR_RGB2BGR)
+    by_screen.setdefault(p["screen"], []).append(p)
+  panels = []
+  for asked in list(by_screen.values())[:screens_shown]:
+    panel = cv2.cvtColor(asked[0]["image"], cv2.COLOR_RGB2BGR)
     h, w = panel.shape[:2]
-    l, t, r, b = (round(v * s) for v, s in zip(p["box"], (w, h, w, h)))
-    cv2.rectangle(panel, (l, t), (r, b), (85, 177, 7), 3)
-    if at := screens.parse_point(p["reply"]):
+    for p in asked:
       color = (85, 177, 7) if p["hit"] else (59, 56, 229)
-      cv2.circle(panel, (round(at[0] * w), round(at[1] * h)), 8, (255, 255, 255), -1)
-      cv2.circle(panel, (round(at[0] * w), round(at[1] * h)), 6, color, -1)
+      l, t, r, b = (round(v * s) for v, s in zip(p["box"], (w, h, w, h)))
+      cv2.rectangle(panel, (l, t), (r, b), color, 2)
+      if at := screens.parse_point(p["reply"]):
+        at = round(at[0] * w), round(at[1] * h)
+        cv2.line(panel, ((l + r) // 2, (t + b) // 2), at, color, 1, cv2.LINE_AA)
+        cv2.circle(panel, at, 7, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(panel, at, 5, color, -1, cv2.LINE_AA)
     panels += [panel, np.full((h, 8, 3), 255, np.uint8)]
   return np.concatenate(panels[:-1], axis=1)

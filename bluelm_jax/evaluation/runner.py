@@ -110,7 +110,7 @@ def _grounding(results, speaker, config):
     results.claims.append(Claim("GUI grounding", names[key], float(r["model"].mean()), float(r[key].mean()), len(clusters), p))
   _say("grounding", results.figures[-4:])
   for item, reply, hit in zip(r["items"], r["replies"], r["model"]):
-    results.points.append({"image": item.image, "label": item.label, "box": item.box, "reply": reply, "hit": bool(hit)})
+    results.points.append({"screen": item.screen, "image": item.image, "label": item.label, "box": item.box, "reply": reply, "hit": bool(hit)})
 
 
 def _reasoning(results, speaker, config):
