@@ -15,13 +15,17 @@ from bluelm_jax.interop import compose
 TOLERANCE = 2e-4
 
 def randomise(model, seed):
-  """Every weight away from its neutral start, biases and norms included."""
+  """Every weight away from its neutral start, biases and norms included; matrices keep the scale of their inputs at any width."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, p in model.named_parameters():
       noise = torch.randn(p.shape, generator=generator)
-      p.copy_(1 + 0.2 * noise if name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight") else 0.1 * noise)
+      if p.ndim >= 2:
+        p.copy_(noise / p[0].numel() ** 0.5)
+      else:
+        p.copy_(1 + 0.2 * noise if name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight") else 0.1 * noise)
   return model.eval()
+
 
 def draw(seed):
   """A decoder's config: family, GQA ratio 1 to 8, tied or not, rotary rule."""
