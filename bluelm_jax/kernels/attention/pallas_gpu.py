@@ -1,0 +1,479 @@
+"""Blockwise attention for Hopper GPUs (Pallas lowered through Mosaic GPU): forward, dq, and dk with dv.
+
+A program has three warpgroups (FlashAttention-3, arXiv 2407.08608): two compute, each with 64 rows of the program's
+block in its registers, and one loads what they meet into a ring of shared memory through the tensor memory
+accelerator. The blocks met stand in a list made from the mask before the kernel starts: first those that are
+wholly visible, which skip the mask, then the others; those with nothing to see are on no list. The loader reads
+the list; the others count.
+
+A slot of the ring has two barriers: `ready`, where each copy into the slot arrives, and `free`, where both compute
+warpgroups arrive when they no longer read it. All three walk the same number of steps, so each waits for every
+phase of a barrier exactly once.
+
+Shapes: B batch, Q queries, S keys, H heads, K key-value heads, G = H / K, D head size of queries and keys, V head
+size of values, I, J numbers of query and key blocks, R what is known of a row for the mask (position, segment id);
+q, s block sizes, r the 64 rows of a warpgroup.
+"""
+
+import functools
+import importlib.metadata
+import math
+import re
+import types
+import typing
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from bluelm_jax.kernels.attention import masks
+from bluelm_jax.kernels.attention import pallas_triton
+
+_FAR = -1e30  # below every score, and finite, so that an unseen score, -inf, never meets another infinity
+_LOG2E = math.log2(math.e)
+_ROWS, _WORKERS = 64, 2  # rows of a warpgroup's matrix products; warpgroups that compute
+_BLOCK = _ROWS * _WORKERS  # queries of a program (dk, dv: keys)
+_LOADER = _WORKERS
+_LARGEST_D, _LARGEST_V = 192, 128  # what the registers hold
+_FEWEST_QUERIES = 64  # below, a program's block is mostly empty
+
+interpret = None  # tests put plgpu's interpreter parameters here
+
+
+class Sizes(typing.NamedTuple):
+  """Rows of a slot (keys; dk, dv: queries) and the slots of the ring."""
+
+  rows: int
+  slots: int
+
+
+# By the head size up to which they hold: estimates from registers and shared memory, not tuned on a chip.
+_SIZES = {
+    "forward": {64: Sizes(128, 3), 128: Sizes(128, 2), 192: Sizes(64, 3)},
+    "dq": {64: Sizes(128, 2), 128: Sizes(64, 2), 192: Sizes(64, 2)},
+    "dkv": {64: Sizes(64, 3), 128: Sizes(64, 2), 192: Sizes(32, 2)},
+}
+
+
+def choice(q_BQHD, k_BSKD, v_BSKV) -> tuple[str, str]:
+  """What "auto" takes on a GPU, and why."""
+  from bluelm_jax.kernels.attention import api  # it loads this module by name
+
+  kind, (D, V) = api.target_device_kind(), (q_BQHD.shape[-1], v_BSKV.shape[-1])
+  if max(D, V) > pallas_triton.LARGEST_HEAD:
+    return "xla", f"no kernel takes head sizes {D} and {V}"
+  # By name: while a program is traced for a described mesh, that is all the mesh tells of its chips.
+  if not re.search(r"\bG?H(20|100|200|800)\b", kind):
+    return "pallas_triton", f"{kind} is not a Hopper GPU"
+  if not _dtypes_fit(q_BQHD, k_BSKD, v_BSKV):
+    return "pallas_triton", f"Hopper kernels take no {q_BQHD.dtype}"
+  if D > _LARGEST_D or V > _LARGEST_V:
+    return "pallas_triton", f"Hopper kernels take no head sizes {D} and {V}"
+  if q_BQHD.shape[1] < _FEWEST_QUERIES:
+    return "pallas_triton", "few queries"
+  if _flawed_assembler():
+    return "pallas_triton", f"assembler {_flawed_assembler()} miscompiles masks on Hopper"
+  return "pallas_gpu", kind
+
+
+def forward(q_BQHD, k_BSKD, v_BSKV, mask, scale):
+  """Returns (out [B, Q, H, V], log-sum-exp float32 [B, Q, H])."""
+  x = _Call("forward", q_BQHD, k_BSKD, v_BSKV, mask)
+  out_tile = {} if x.D == x.V else {"out_rV": x.own_tile(x.V)}
+  out, lse_BHQ = x.run(
+      functools.partial(_forward_worker, x=x, scale=scale), _load_keys, (x.I, x.B, x.H),
+      x.inputs,
+      {"out": jax.ShapeDtypeStruct((x.B, x.Q, x.H, x.V), x.dtype), "lse": jax.ShapeDtypeStruct((x.B, x.H, x.Q), jnp.float32)},
+      {"q_rD": x.own_tile(x.D), "lse_r": plgpu.SMEM((_WORKERS, _ROWS), jnp.float32), **out_tile,
+       "k_sD": x.slot_tile(x.D), "v_sV": x.slot_tile(x.V), **x.info()},
+      {"own": plgpu.Barrier(num_arrivals=1 + x.informed, num_barriers=_WORKERS),
+       **x.ring("k", 1 + x.informed), **x.ring("v", 1)})
+  return out[:, : q_BQHD.shape[1], :, : v_BSKV.shape[-1]], lse_BHQ[:, :, : q_BQHD.shape[1]].transpose(0, 2, 1)
+
+
+def backward(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_out_BQHV):
+  """Returns (dq, dk, dv) in the dtypes of q, k and v; `lse` is finite, `delta` as api.delta gives it."""
+  args = q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_out_BQHV.astype(v_BSKV.dtype)
+  return _backward_queries(*args), *_backward_keys(*args)
+
+
+def _backward_queries(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_out_BQHV):
+  x = _Call("dq", q_BQHD, k_BSKD, v_BSKV, mask)
+  row = plgpu.SMEM((_WORKERS, _ROWS), jnp.float32)
+  dq = x.run(
+      functools.partial(_dq_worker, x=x, scale=scale), _load_keys, (x.I, x.B, x.H),
+      {**x.inputs, "d_out": x.pad(d_out_BQHV, x.Q, x.V), "lse": x.pad_rows(lse_BQH), "delta": x.pad_rows(delta_BQH)},
+      {"dq": jax.ShapeDtypeStruct((x.B, x.Q, x.H, x.D), x.dtype)},
+      {"q_rD": x.own_tile(x.D), "d_out_rV": x.own_tile(x.V), "lse_r": row, "delta_r": row,
+       "k_sD": x.slot_tile(x.D), "v_sV": x.slot_tile(x.V), **x.info()},
+      {"own": plgpu.Barrier(num_arrivals=4 + x.informed, num_barriers=_WORKERS),
+       **x.ring("k", 1 + x.informed), **x.ring("v", 1)})[0]
+  return dq[:, : q_BQHD.shape[1], :, : q_BQHD.shape[-1]]
+
+
+def _backward_keys(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_out_BQHV):
+  x = _Call("dkv", q_BQHD, k_BSKD, v_BSKV, mask)
+  row = plgpu.SMEM((x.slots, x.rows), jnp.float32)
+  dk, dv = x.run(
+      functools.partial(_dkv_worker, x=x, scale=scale), _load_queries, (x.J, x.B, x.K),
+      {**x.inputs, "d_out": x.pad(d_out_BQHV, x.Q, x.V), "lse": x.pad_rows(lse_BQH), "delta": x.pad_rows(delta_BQH)},
+      {name: jax.ShapeDtypeStruct((x.B, x.S, x.K, size), x.dtype) for name, size in (("dk", x.D), ("dv", x.V))},
+      {"k_rD": x.own_tile(x.D), "v_rV": x.own_tile(x.V),
+       "q_qD": x.slot_tile(x.D), "d_out_qV": x.slot_tile(x.V), "lse_q": row, "delta_q": row, **x.info()},
+      {"own": plgpu.Barrier(num_arrivals=2 + x.informed, num_barriers=_WORKERS),
+       **x.ring("q", 2 + x.informed), **x.ring("d_out", 2)})
+  cut = lambda y, like: y[:, : like.shape[1], :, : like.shape[-1]]
+  return cut(dk, k_BSKD), cut(dv, v_BSKV)
+
+
+class _Call:
+  """The padded shapes of one kernel call, its memory, and what it knows of the mask."""
+
+  def __init__(self, kernel, q_BQHD, k_BSKD, v_BSKV, mask):
+    _check(q_BQHD, k_BSKD, v_BSKV, mask)
+    (self.B, Q, self.H, D), (_, S, self.K, V) = q_BQHD.shape, v_BSKV.shape
+    self.kernel, self.dtype, self.G = kernel, q_BQHD.dtype, self.H // self.K
+    self.D, self.V = _whole(D, 32), _whole(V, 32)
+    self.rows, self.slots = _SIZES[kernel][min(size for size in _SIZES[kernel] if size >= max(self.D, self.V))]
+    q_block, k_block = (self.rows, _BLOCK) if kernel == "dkv" else (_BLOCK, self.rows)
+    self.Q, self.S = _whole(Q, q_block), _whole(S, k_block)
+    if mask.trivial and (self.Q > Q or self.S > S):
+      mask = masks.with_segments(mask, self.B, Q, S)
+    mask = masks.fill(mask, self.Q - Q, self.S - S)
+    self.inputs = {
+        "q": self.pad(q_BQHD, self.Q, self.D), "k": self.pad(k_BSKD, self.S, self.D), "v": self.pad(v_BSKV, self.S, self.V)}
+    self.I, self.J = self.Q // q_block, self.S // k_block
+    self.rule = mask.causal, mask.window
+    self.positions, self.segments = mask.causal, mask.q_segment_ids is not None
+    self.informed = int(not mask.trivial)  # copies that a block's part of the mask takes
+    self.known = {}  # what the kernel reads of the mask; empty where everything is seen
+    if self.informed:
+      classes_BIJ = masks.block_classes(mask, q_block, k_block)
+      order, counts = masks.visible_blocks(classes_BIJ.transpose(0, 2, 1) if kernel == "dkv" else classes_BIJ)
+      info = lambda *rows: jnp.stack([x for x in rows if x is not None], axis=1)  # [B, R, Q or S]
+      self.known = {"order": order, "counts": counts, "q_info": info(mask.q_positions, mask.q_segment_ids),
+                    "k_info": info(mask.k_positions, mask.k_segment_ids)}
+
+  def run(self, work, load, grid, inputs, outputs, memory, barriers):
+    """Runs the kernel; returns the arrays of `outputs`."""
+    inputs = {**self.known, **inputs}
+    names = (*inputs, *outputs)
+
+    def body(*refs, **scratch):
+      m = _Memory(**dict(zip(names, refs, strict=True)), **scratch)
+      block, row, head = (lax.axis_index(axis) for axis in ("block", "row", "head"))
+      if self.rule[0] and self.kernel != "dkv":
+        block = grid[0] - 1 - block  # the last queries see most, so they start first
+      me = lax.axis_index("warpgroup")
+
+      @pl.when(me < _WORKERS)
+      def _():
+        plgpu.set_max_registers(232, action="increase")
+        work(m, block, row, head, me)
+
+      @pl.when(me == _LOADER)
+      def _():
+        plgpu.set_max_registers(40, action="decrease")
+        load(self, m, block, row, head)
+
+    body.__name__ = f"attention_{self.kernel}"  # the kernel's
+    return plgpu.kernel(
+        body, out_type=tuple(outputs.values()), scratch_types={**memory, **barriers},
+        grid=grid, grid_names=("block", "row", "head"), num_threads=_WORKERS + 1, thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True), interpret=interpret)(*inputs.values())
+
+  def own_tile(self, size):
+    return self._tile(_WORKERS, _ROWS, size)
+
+  def slot_tile(self, size):
+    return self._tile(self.slots, self.rows, size)
+
+  def _tile(self, count, rows, size):
+    """`count` matrices in shared memory, laid out for matrix products."""
+    # In bytes; columns, and rows that a product sums over, come in whole swizzles.
+    swizzle = 128 if size % 64 == self.rows % 64 == 0 else 64
+    transforms = plgpu.TilingTransform((8, swizzle // self.dtype.itemsize)), plgpu.SwizzleTransform(swizzle)
+    return plgpu.SMEM((count, rows, size), self.dtype, transforms=transforms)
+
+  def info(self):
+    """Places for what the mask says of the workers' rows and of the slots'."""
+    places = lambda *shape: plgpu.SMEM(shape, jnp.int32)
+    known = self.positions + self.segments
+    return {"own_info": places(_WORKERS, known, _ROWS), "slot_info": places(self.slots, known, self.rows)} if known else {}
+
+  def ring(self, name, copies):
+    return {f"{name}_ready": plgpu.Barrier(num_arrivals=copies, num_barriers=self.slots),
+            f"{name}_free": plgpu.Barrier(num_arrivals=_WORKERS, num_barriers=self.slots)}
+
+  def pad(self, x_BNHE, length, size):
+    _, N, _, E = x_BNHE.shape
+    return x_BNHE if (N, E) == (length, size) else jnp.pad(x_BNHE, ((0, 0), (0, length - N), (0, 0), (0, size - E)))
+
+  def pad_rows(self, x_BQH):
+    x_BHQ = x_BQH.astype(jnp.float32).transpose(0, 2, 1)
+    return jnp.pad(x_BHQ, ((0, 0), (0, 0), (0, self.Q - x_BHQ.shape[-1])))
+
+
+class _Memory(types.SimpleNamespace):
+  """The references of a kernel by name."""
+
+
+def _forward_worker(m, block, row, head, me, *, x, scale):
+  rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
+  q_rD, out_rV = m.q_rD.at[me], (m.q_rD if x.D == x.V else m.out_rV).at[me]
+  _fetch_own(m, me, [(m.q.at[row, rows, head], m.q_rD), *_info(x, m, "q_info", "own_info", row, rows)])
+
+  def step(n, masked, carry):
+    top, total, out = carry
+    slot = lax.rem(n, jnp.int32(x.slots))
+    plgpu.barrier_wait(m.k_ready.at[slot])
+    s = _product(q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0)), x.rows)
+    if masked:
+      s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
+    plgpu.barrier_arrive(m.k_free.at[slot])
+    new_top = jnp.maximum(top, jnp.max(s, axis=1) * (scale * _LOG2E))
+    p = jnp.exp2(s * (scale * _LOG2E) - _across(new_top, x.rows))
+    shrink = jnp.exp2(top - new_top)
+    total = total * shrink + jnp.sum(p, axis=1)
+    plgpu.barrier_wait(m.v_ready.at[slot])
+    out, = _add_products((out * _across(shrink, x.V), p.astype(x.dtype), m.v_sV.at[slot]))
+    plgpu.barrier_arrive(m.v_free.at[slot])
+    return new_top, total, out
+
+  top, total, out = _walk(x, m, block, row, step, (_column(_FAR), _column(0.0), _matrix(x.V)))
+  some = top > _FAR
+  safe = jnp.where(some, total, 1.0)
+  out_rV[...] = (out * _across(jnp.where(some, 1.0 / safe, 0.0), x.V)).astype(x.dtype)
+  m.lse_r[me] = jnp.where(some, top / _LOG2E + jnp.log(safe), -jnp.inf)
+  _store([(out_rV, m.out.at[row, rows, head]), (m.lse_r.at[me], m.lse.at[row, head, rows])])
+
+
+def _dq_worker(m, block, row, head, me, *, x, scale):
+  rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
+  q_rD, d_out_rV = m.q_rD.at[me], m.d_out_rV.at[me]
+  _fetch_own(m, me, [
+      (m.q.at[row, rows, head], m.q_rD), (m.d_out.at[row, rows, head], m.d_out_rV), (m.lse.at[row, head, rows], m.lse_r),
+      (m.delta.at[row, head, rows], m.delta_r), *_info(x, m, "q_info", "own_info", row, rows)])
+  lse, delta = (plgpu.load(y, me, layout=_DOWN) for y in (m.lse_r, m.delta_r))
+  lse *= _LOG2E
+
+  def step(n, masked, carry):
+    dq, lse, delta = carry
+    slot = lax.rem(n, jnp.int32(x.slots))
+    plgpu.barrier_wait(m.k_ready.at[slot])
+    s = _product(q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0)), x.rows)
+    if masked:
+      s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
+    p = jnp.exp2(s * (scale * _LOG2E) - _across(lse, x.rows))
+    plgpu.barrier_wait(m.v_ready.at[slot])
+    dp = _product(d_out_rV, plgpu.transpose_ref(m.v_sV.at[slot], (1, 0)), x.rows)
+    plgpu.barrier_arrive(m.v_free.at[slot])
+    ds = p * (dp - _across(delta, x.rows))
+    dq, = _add_products((dq, ds.astype(x.dtype), m.k_sD.at[slot]))
+    plgpu.barrier_arrive(m.k_free.at[slot])
+    return dq, lse, delta
+
+  dq, _, _ = _walk(x, m, block, row, step, (_matrix(x.D), lse, delta))
+  q_rD[...] = (dq * scale).astype(x.dtype)
+  _store([(q_rD, m.dq.at[row, rows, head])])
+
+
+def _dkv_worker(m, block, row, head, me, *, x, scale):
+  rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
+  k_rD, v_rV = m.k_rD.at[me], m.v_rV.at[me]
+  _fetch_own(m, me, [
+      (m.k.at[row, rows, head], m.k_rD), (m.v.at[row, rows, head], m.v_rV), *_info(x, m, "k_info", "own_info", row, rows)])
+
+  def step(n, masked, carry):  # scores are [r keys, q queries], so that they enter the products from registers
+    dk, dv = carry
+    slot = lax.rem(n, jnp.int32(x.slots))
+    q_qD, d_out_qV = m.q_qD.at[slot], m.d_out_qV.at[slot]
+    plgpu.barrier_wait(m.q_ready.at[slot])
+    s = _product(k_rD, plgpu.transpose_ref(q_qD, (1, 0)), x.rows)
+    if masked:
+      s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
+    lse = plgpu.load(m.lse_q, slot, layout=_ALONG)
+    p = jnp.exp2(s * (scale * _LOG2E) - _down(lse * _LOG2E))
+    plgpu.barrier_wait(m.d_out_ready.at[slot])
+    dv, dp = _add_products((dv, p.astype(x.dtype), d_out_qV), (_matrix(x.rows), v_rV, plgpu.transpose_ref(d_out_qV, (1, 0))))
+    delta = plgpu.load(m.delta_q, slot, layout=_ALONG)
+    plgpu.barrier_arrive(m.d_out_free.at[slot])
+    ds = p * (dp - _down(delta))
+    dk, = _add_products((dk, ds.astype(x.dtype), q_qD))
+    plgpu.barrier_arrive(m.q_free.at[slot])
+    return dk, dv
+
+  dk, dv = _walk(x, m, block, row, step, (_matrix(x.D), _matrix(x.V)))
+  k_rD[...] = (dk * scale).astype(x.dtype)
+  v_rV[...] = dv.astype(x.dtype)
+  _store([(k_rD, m.dk.at[row, rows, head]), (v_rV, m.dv.at[row, rows, head])])
+
+
+def _load_keys(x, m, block, row, head):
+  """Loads the blocks of keys and values that a block of queries meets."""
+  kv_head = lax.div(head, jnp.int32(x.G))
+
+  def load(n, slot):
+    j = m.order[row, block, n] if x.informed else n
+    keys = pl.ds(j * x.rows, x.rows)
+    _refill(n, slot, m.k_ready, m.k_free, x.slots, [
+        (m.k.at[row, keys, kv_head], m.k_sD), *_info(x, m, "k_info", "slot_info", row, keys)])
+    _refill(n, slot, m.v_ready, m.v_free, x.slots, [(m.v.at[row, keys, kv_head], m.v_sV)])
+
+  _each(x, m, block, row, load, (m.k_free, m.v_free))
+
+
+def _load_queries(x, m, block, row, kv_head):
+  """Loads the blocks of queries that meet a block of keys, and in each all heads of the group."""
+  def load(n, slot):
+    n_block, g = lax.div(n, jnp.int32(x.G)), lax.rem(n, jnp.int32(x.G))
+    i = m.order[row, block, n_block] if x.informed else n_block
+    queries, head = pl.ds(i * x.rows, x.rows), kv_head * x.G + g
+    _refill(n, slot, m.q_ready, m.q_free, x.slots, [
+        (m.q.at[row, queries, head], m.q_qD), (m.lse.at[row, head, queries], m.lse_q),
+        *_info(x, m, "q_info", "slot_info", row, queries)])
+    _refill(n, slot, m.d_out_ready, m.d_out_free, x.slots, [
+        (m.d_out.at[row, queries, head], m.d_out_qV), (m.delta.at[row, head, queries], m.delta_q)])
+
+  _each(x, m, block, row, load, (m.q_free, m.d_out_free))
+
+
+def _counts(x, m, block, row):
+  """How many steps meet wholly visible blocks, and how many there are in all."""
+  heads, blocks = (x.G, x.I) if x.kernel == "dkv" else (1, x.J)
+  if not x.informed:
+    return jnp.int32(blocks * heads), jnp.int32(blocks * heads)
+  return m.counts[row, block, 0] * heads, m.counts[row, block, 1] * heads
+
+
+def _walk(x, m, block, row, step, carry):
+  whole, seen = _counts(x, m, block, row)
+  carry = lax.fori_loop(0, whole, lambda n, carry: step(n, False, carry), carry)
+  if not x.informed:
+    return carry
+  return lax.fori_loop(whole, seen, lambda n, carry: step(n, True, carry), carry)
+
+
+def _each(x, m, block, row, load, frees):
+  _, seen = _counts(x, m, block, row)
+  lax.fori_loop(0, seen, lambda n, _: load(n, lax.rem(n, jnp.int32(x.slots))), None)
+
+  def leave(n, _):  # the last phases, so that none is left when the barriers go
+    for free in frees:
+      plgpu.barrier_wait(free.at[lax.rem(n, jnp.int32(x.slots))])
+
+  lax.fori_loop(jnp.maximum(seen, x.slots), seen + x.slots, leave, None)
+
+
+def _refill(n, slot, ready, free, slots, copies):
+  """Fills a slot once both workers have left what it held before."""
+  @pl.when(n >= slots)
+  def _():
+    plgpu.barrier_wait(free.at[slot])
+
+  for source, places in copies:
+    plgpu.copy_gmem_to_smem(source, places.at[slot], ready.at[slot])
+
+
+def _fetch_own(m, me, copies):
+  """Loads a warpgroup's own rows and waits for them."""
+  for source, places in copies:
+    plgpu.copy_gmem_to_smem(source, places.at[me], m.own.at[me])
+  plgpu.barrier_wait(m.own.at[me])
+
+
+def _info(x, m, known, places, row, span):
+  """The copy of what the mask says of a span of a row; none where everything is seen."""
+  return [(getattr(m, known).at[row, :, span], getattr(m, places))] if x.informed else []
+
+
+def _store(copies):
+  plgpu.commit_smem()  # the copies read past the caches that the registers were written to
+  for source, place in copies:
+    plgpu.copy_smem_to_gmem(source, place)
+  plgpu.wait_smem_to_gmem(0)
+
+
+# Layouts of what stands beside a [64, n] matrix in registers: a number for each of its rows, or of its columns.
+_DOWN, _ALONG = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+
+
+def _matrix(columns):
+  return plgpu.layout_cast(jnp.zeros((_ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def _column(value):
+  return plgpu.layout_cast(jnp.full((_ROWS,), value, jnp.float32), _DOWN)
+
+
+def _across(x_r, columns):
+  return lax.broadcast_in_dim(x_r, (_ROWS, columns), [0])
+
+
+def _down(x_n):
+  return lax.broadcast_in_dim(x_n, (_ROWS, x_n.shape[0]), [1])
+
+
+def _product(a, b, columns):
+  """a @ b in float32, for tiles in shared memory; waits for it."""
+  def product(sum_ref):
+    plgpu.wgmma(sum_ref, a, b)
+    return sum_ref[...]
+
+  return pl.run_scoped(product, plgpu.ACC((_ROWS, columns), jnp.float32))
+
+
+def _add_products(*terms):
+  """sum + a @ b for each (sum, a, b), `a` in registers or shared memory; waits for all together."""
+  def products(refs):
+    for ref, (_, a, b) in zip(refs, terms):
+      plgpu.wgmma(ref, a, b)
+
+  return pl.run_state(products)(tuple(plgpu.ACC.init(total) for total, _, _ in terms))
+
+
+def _seen(x, m, me, slot):
+  """bool [64, n]: the rule of the mask for a warpgroup's rows and a slot's."""
+  rows = x.positions + x.segments
+  own = [_across(plgpu.load(m.own_info, (me, row), layout=_DOWN), x.rows) for row in range(rows)]
+  met = [_down(plgpu.load(m.slot_info, (slot, row), layout=_ALONG)) for row in range(rows)]
+  q, k = (met, own) if x.kernel == "dkv" else (own, met)
+  field = lambda info: (info[0] if x.positions else None, info[-1] if x.segments else None)
+  return masks.pairs(*field(q), *field(k), *x.rule)
+
+
+def _whole(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
+
+
+def _dtypes_fit(q, k, v) -> bool:
+  return q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+
+
+def _check(q, k, v, mask):
+  from bluelm_jax.kernels.attention import api  # it loads this module by name
+
+  if api.target_platform() == "cpu" and interpret is None:
+    raise ValueError("pallas_gpu runs on Hopper GPUs alone; use implementation='pallas_triton' or 'xla' on CPU")
+  if not _dtypes_fit(q, k, v):
+    raise ValueError(
+        f"attention of {q.dtype} queries, {k.dtype} keys and {v.dtype} values has no Hopper kernel; "
+        "cast all to bfloat16 or float16, or use implementation='pallas_triton'")
+  D, V = q.shape[-1], v.shape[-1]
+  if D > _LARGEST_D or V > _LARGEST_V:
+    raise ValueError(f"head sizes {D} and {V} are above {_LARGEST_D} and {_LARGEST_V}; use implementation='pallas_triton'")
+  if _flawed_assembler() and not mask.trivial:
+    raise ValueError(f"assembler {_flawed_assembler()} miscompiles masks on Hopper; install nvidia-cuda-nvcc-cu12>=12.9.86")
+
+
+@functools.cache
+def _flawed_assembler() -> str | None:
+  """The version of the installed ptxas where it is of CUDA 12.8 or 12.9.0, as JAX's own Hopper attention refuses too."""
+  try:
+    version = importlib.metadata.version("nvidia-cuda-nvcc-cu12")
+  except importlib.metadata.PackageNotFoundError:
+    return None  # another CUDA, or one of the system
+  number = tuple(int(part) for part in version.split(".")[:3])
+  return version if (12, 8) <= number < (12, 9, 86) else None
