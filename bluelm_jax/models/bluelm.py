@@ -14,6 +14,7 @@ from bluelm_jax.models.decoder import Decoder
 from bluelm_jax.models.decoder import KVCache
 from bluelm_jax.models.decoder import default_positions
 from bluelm_jax.models.vision import VisionTower
+from bluelm_jax.sharding import rules
 
 
 class Adapter(nn.Module):
@@ -33,11 +34,11 @@ class Adapter(nn.Module):
     x = jnp.pad(x, ((0, 0), (0, side * m - g), (0, side * m - g), (0, 0)))
     x = einops.rearrange(x, "n (y my) (x mx) d -> n (y x) (my mx d)", my=m, mx=m)
     F, D = self.hidden_dim, self.config.embed_dim
-    up = layers.param(self, "up", (x.shape[-1], F), ("embed", "mlp"), x.shape[-1])
-    down = layers.param(self, "down", (F, D), ("mlp", "embed"), F)
-    x = x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("mlp",), None, 0.0)
+    up = layers.param(self, "up", (x.shape[-1], F), ("vision_embed", "vision_mlp"), x.shape[-1])
+    down = layers.param(self, "down", (F, D), ("vision_mlp", "vision_embed"), F)
+    x = x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("vision_mlp",), None, 0.0)
     if self.tile_places:
-      table = layers.param(self, "tile_places", (self.tile_places, F), ("position", "mlp"), 1)
+      table = layers.param(self, "tile_places", (self.tile_places, F), ("position", "vision_mlp"), 1)
       x += table[jnp.zeros(x.shape[0], jnp.int32) if places_N is None else places_N][:, None]
     x = jax.nn.gelu(x)
     return x @ down + layers.param(self, "down_bias", (D,), ("norm",), None, 0.0)
@@ -59,8 +60,10 @@ class BlueLM(nn.Module):
     """uint8 tiles [R, T, H, W, 3] and their places int32 [R, T] -> visual tokens [R, T * N, D]."""
     R, T = tiles_RTHWC.shape[:2]
     places_N = None if tile_places_RT is None else tile_places_RT.reshape(R * T)
-    tokens = self.adapter(self.vision(tiles_RTHWC.reshape(R * T, *tiles_RTHWC.shape[2:])), places_N)
-    return tokens.reshape(R, T * tokens.shape[1], tokens.shape[2])
+    # Every device encodes as many tiles; their tokens are then gathered inside their group of rows.
+    tiles = rules.constrain(tiles_RTHWC.reshape(R * T, *tiles_RTHWC.shape[2:]), "tiles", None, None, None)
+    tokens = rules.constrain(self.adapter(self.vision(tiles), places_N), "tiles", None, None)
+    return rules.constrain(tokens.reshape(R, T * tokens.shape[1], tokens.shape[2]), "batch", None, None)
 
   def embed(self, tokens_BS, visual_RXD=None, vision_index_BS=None):
     """Token embeddings, with visual tokens of the row's own group where vision_index >= 0."""

@@ -13,6 +13,8 @@ class DecoderConfig:
     context: the longest sequence it is meant for, in tokens (after rope_scaling).
     scan_layers: True compiles one layer in a loop (small programs), False unrolls them (faster on CPU).
     remat: a policy name of `sharding.remat`.
+    attention: an implementation name of `kernels.attention.api`.
+    context_parallel: how a split sequence attends, a name of `kernels.attention.ring.STRATEGIES`.
     dtype: of activations; parameters are cast to it where they are used.
   """
 
@@ -32,6 +34,8 @@ class DecoderConfig:
   tie_embeddings: bool = False
   scan_layers: bool = True
   remat: str = "none"
+  attention: str = "auto"
+  context_parallel: str = "ring"
   dtype: str = "float32"
   param_dtype: str = "float32"
 
@@ -55,6 +59,7 @@ class VisionConfig:
   norm_eps: float = 1e-6
   scan_layers: bool = True
   remat: str = "none"
+  attention: str = "auto"
   dtype: str = "float32"
   param_dtype: str = "float32"
 
@@ -111,3 +116,21 @@ class BlueLMConfig:
   @property
   def tokens_per_tile(self) -> int:
     return self.adapter.tokens_per_tile(self.vision.grid)
+
+
+# Fields that say how a model is computed, not which weights it has.
+EXECUTION = ("scan_layers", "remat", "attention", "context_parallel", "dtype")
+
+
+def with_execution(config, **fields):
+  """The config, and the configs inside it, with these EXECUTION fields where they have them."""
+  assert set(fields) <= set(EXECUTION)
+  own = {name: getattr(config, name) for name in (f.name for f in dataclasses.fields(config))}
+  inner = {name: with_execution(value, **fields) for name, value in own.items() if isinstance(value, (DecoderConfig, VisionConfig))}
+  return dataclasses.replace(config, **{name: value for name, value in fields.items() if name in own}, **inner)
+
+
+def same_weights(a, b) -> bool:
+  """Whether a checkpoint of one config serves the other."""
+  plain = dict(scan_layers=True, remat="none", attention="auto", context_parallel="ring", dtype="float32")
+  return with_execution(a, **plain) == with_execution(b, **plain)

@@ -5,15 +5,18 @@ Shapes: B batch, S sequence, C cache slots, L layers, D width, H heads, K KV hea
 
 from typing import NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from bluelm_jax.kernels import rotary
-from bluelm_jax.kernels.attention.api import attention
 from bluelm_jax.models import layers
 from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.sharding import attend
 from bluelm_jax.sharding import remat
+from bluelm_jax.sharding import rules
 
 
 class KVCache(NamedTuple):
@@ -63,10 +66,11 @@ class Attention(nn.Module):
       k = jax.lax.dynamic_update_slice_in_dim(k_cache, k.astype(k_cache.dtype), length, axis=1)
       v = jax.lax.dynamic_update_slice_in_dim(v_cache, v.astype(v_cache.dtype), length, axis=1)
       cache = k, v
-    out = attention(
-        q, k, v, q_positions=query[0], k_positions=key[0], q_segment_ids=query[1], k_segment_ids=key[1], causal=True)
+    out = attend.attention(
+        q, k, v, query=query, key=key, causal=True, implementation=c.attention, context_parallel=c.context_parallel)
     o = layers.param(self, "o", (H, d, D), ("heads", "head_dim", "embed"), H * d, (2 * c.num_layers) ** -0.5)
-    return jnp.einsum("bshk,hkd->bsd", out, o), cache
+    # As a matrix, for the sake of its gradient: see VisionAttention.
+    return einops.rearrange(out, "b s h k -> b s (h k)") @ einops.rearrange(o, "h k d -> (h k) d"), cache
 
 
 class SwiGLU(nn.Module):
@@ -91,9 +95,9 @@ class Block(nn.Module):
     if cache is not None:
       cache = (*cache, length)
     y, cache = Attention(c, name="attention")(layers.RMSNorm(c, name="attention_norm")(x_BSD), table, query, key, cache)
-    x_BSD = x_BSD + y
+    x_BSD = checkpoint_name(rules.constrain(x_BSD + y, "batch", "sequence", None), "mlp_in")
     x_BSD = x_BSD + SwiGLU(c, name="mlp")(layers.RMSNorm(c, name="mlp_norm")(x_BSD))
-    return x_BSD, cache
+    return rules.constrain(x_BSD, "batch", "sequence", None), cache
 
 
 class Decoder(nn.Module):
@@ -114,7 +118,12 @@ class Decoder(nn.Module):
       self.lm_head = self.param("lm_head", annotated, (c.embed_dim, c.vocab_size), jnp.dtype(c.param_dtype))
 
   def embed(self, tokens_BS):
-    return jnp.take(self.embedding, tokens_BS, axis=0).astype(self.config.dtype)
+    # The table stays in pieces along the width: fsdp ranks look up each other's tokens and trade the results,
+    # which are far smaller than the table.
+    tokens_BS = rules.constrain(tokens_BS, "groups", "sequence")
+    x_BSD = jnp.take(self.embedding.astype(self.config.dtype), tokens_BS, axis=0)
+    x_BSD = rules.constrain(x_BSD, "groups", "sequence", "embed")
+    return rules.constrain(x_BSD, "batch", "sequence", None)
 
   def hidden(self, x_BSD, positions_BS, segment_ids_BS, cache: KVCache | None = None):
     """Embeddings [B, S, D] -> (normed last hidden states [B, S, D], updated cache or None)."""
@@ -134,8 +143,10 @@ class Decoder(nn.Module):
 
   def logits(self, x_BSD):
     if self.config.tie_embeddings:
-      return x_BSD @ self.embedding.astype(x_BSD.dtype).T
-    return x_BSD @ self.lm_head.astype(x_BSD.dtype)
+      logits = x_BSD @ rules.gathered(self.embedding.astype(x_BSD.dtype), ("vocab", "embed")).T
+    else:
+      logits = x_BSD @ rules.gathered(self.lm_head.astype(x_BSD.dtype), ("embed", "vocab"))
+    return rules.constrain(logits, "batch", "sequence", "vocab")
 
   def __call__(self, tokens, positions=None, segment_ids=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bluelm_jax.sharding import rules
+
 
 def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], fan_in: int | None, scale: float = 1.0):
   """A parameter with logical axis names, cast to the module's compute dtype.
@@ -22,7 +24,7 @@ def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str
     init = nn.initializers.normal(scale * fan_in**-0.5)
   config = module.config
   value = module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.dtype(config.param_dtype))
-  return value.astype(config.dtype)
+  return rules.gathered(value.astype(config.dtype), axes)
 
 
 def _wide(x):

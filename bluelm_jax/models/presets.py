@@ -5,6 +5,9 @@ The paper publishes no dimensions of BlueLM-2.5-3B's language model: those of `b
 is SigLIP2 so400m-patch14-384) and so that the student's widths are sub-selections of the teacher's.
 """
 
+import dataclasses
+
+from bluelm_jax.kernels.rotary import RopeScaling
 from bluelm_jax.models.config import AdapterConfig
 from bluelm_jax.models.config import AnyResConfig
 from bluelm_jax.models.config import BlueLMConfig
@@ -25,6 +28,13 @@ def bluelm_2_5_3b() -> BlueLMConfig:
       mlp_dim=7296, context=4096, tie_embeddings=True, dtype="bfloat16", remat="full")
   return BlueLMConfig(
       vision=siglip2_so400m(), adapter=AdapterConfig(), decoder=decoder, anyres=AnyResConfig(tile_size=378))
+
+
+def bluelm_2_5_3b_32k() -> BlueLMConfig:
+  """The 3 B model after its context grew from 4K to 32K by YaRN (its settings are ours; the paper gives none)."""
+  base = bluelm_2_5_3b()
+  scaling = RopeScaling("yarn", factor=8.0, original_context=4096)
+  return dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, context=32768, rope_scaling=scaling))
 
 
 def bluelm_7b_teacher() -> DecoderConfig:
@@ -56,4 +66,4 @@ def miniature() -> BlueLMConfig:
       anyres=AnyResConfig(tile_size=112, max_rows=2, max_cols=2))
 
 
-PRESETS = {f.__name__: f for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_7b_teacher, small, miniature)}
+PRESETS = {f.__name__: f for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_2_5_3b_32k, bluelm_7b_teacher, small, miniature)}

@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bluelm_jax.kernels.attention.api import attention
 from bluelm_jax.models import layers
 from bluelm_jax.models.config import VisionConfig
+from bluelm_jax.sharding import attend
 from bluelm_jax.sharding import remat
+from bluelm_jax.sharding import rules
 
 
 class VisionAttention(nn.Module):
@@ -23,13 +24,14 @@ class VisionAttention(nn.Module):
     D, H, d = c.embed_dim, c.num_heads, c.embed_dim // c.num_heads
     projected = []
     for name in ("q", "k", "v"):
-      weight = layers.param(self, name, (D, H, d), ("embed", "heads", "head_dim"), D)
-      bias = layers.param(self, f"{name}_bias", (H, d), ("heads", "head_dim"), None, 0.0)
+      weight = layers.param(self, name, (D, H, d), ("vision_embed", "vision_heads", "head_dim"), D)
+      bias = layers.param(self, f"{name}_bias", (H, d), ("vision_heads", "head_dim"), None, 0.0)
       projected.append(jnp.einsum("npd,dhk->nphk", x_NPD, weight) + bias)
-    zeros = jnp.zeros(x_NPD.shape[:2], jnp.int32)
-    out = attention(*projected, q_positions=zeros, k_positions=zeros, causal=False)
-    weight = layers.param(self, "o", (H, d, D), ("heads", "head_dim", "embed"), D, (2 * c.num_layers) ** -0.5)
-    return jnp.einsum("nphk,hkd->npd", out, weight) + layers.param(self, "o_bias", (D,), ("norm",), None, 0.0)
+    out = attend.attention(*projected, causal=False, rows="tiles", heads="vision_heads", implementation=c.attention)
+    weight = layers.param(self, "o", (H, d, D), ("vision_heads", "head_dim", "vision_embed"), D, (2 * c.num_layers) ** -0.5)
+    # As a matrix: the sum of its gradient over devices is then a reduce-scatter (an all-reduce of what has heads apart).
+    flat = einops.rearrange(out, "n p h k -> n p (h k)") @ weight.reshape(D, D)
+    return flat + layers.param(self, "o_bias", (D,), ("norm",), None, 0.0)
 
 
 class VisionMLP(nn.Module):
@@ -38,9 +40,9 @@ class VisionMLP(nn.Module):
   @nn.compact
   def __call__(self, x_NPD):
     c = self.config
-    up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
-    down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("mlp", "embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
-    x = x_NPD @ up + layers.param(self, "up_bias", (c.mlp_dim,), ("mlp",), None, 0.0)
+    up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("vision_embed", "vision_mlp"), c.embed_dim)
+    down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("vision_mlp", "vision_embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
+    x = x_NPD @ up + layers.param(self, "up_bias", (c.mlp_dim,), ("vision_mlp",), None, 0.0)
     return jax.nn.gelu(x, approximate=True) @ down + layers.param(self, "down_bias", (c.embed_dim,), ("norm",), None, 0.0)
 
 
@@ -51,7 +53,8 @@ class VisionBlock(nn.Module):
   def __call__(self, x_NPD, _):
     c = self.config
     x_NPD = x_NPD + VisionAttention(c, name="attention")(layers.LayerNorm(c, name="attention_norm")(x_NPD))
-    return x_NPD + VisionMLP(c, name="mlp")(layers.LayerNorm(c, name="mlp_norm")(x_NPD)), None
+    x_NPD = x_NPD + VisionMLP(c, name="mlp")(layers.LayerNorm(c, name="mlp_norm")(x_NPD))
+    return rules.constrain(x_NPD, "tiles", None, None), None
 
 
 class VisionTower(nn.Module):
@@ -68,8 +71,8 @@ class VisionTower(nn.Module):
     p, g = c.patch_size, c.grid
     x = einops.rearrange(x[:, : p * g, : p * g], "n (gy py) (gx px) c -> n (gy gx) (py px c)", py=p, px=p)
     # The patch "convolution" as one product: kernel rows run over (y, x, channel).
-    kernel = layers.param(self, "patch", (p * p * 3, c.embed_dim), ("patch", "embed"), p * p * 3)
+    kernel = layers.param(self, "patch", (p * p * 3, c.embed_dim), ("patch", "vision_embed"), p * p * 3)
     x = x.astype(c.dtype) @ kernel + layers.param(self, "patch_bias", (c.embed_dim,), ("norm",), None, 0.0)
-    x = x + layers.param(self, "position", (g * g, c.embed_dim), ("position", "embed"), c.embed_dim)
+    x = x + layers.param(self, "position", (g * g, c.embed_dim), ("position", "vision_embed"), c.embed_dim)
     x, _ = layers.stacked(VisionBlock, c, c.num_layers, remat.policy(c.remat), nn.broadcast)(c, name="layers")(x, None)
     return layers.LayerNorm(c, name="final_norm")(x)

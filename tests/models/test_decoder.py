@@ -67,7 +67,7 @@ def test_packed_equals_alone(name, float64):
     at += n
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots", "dots_no_batch"])
+@pytest.mark.parametrize("remat", ["none", "full", "dots", "dots_no_batch", "names", "offload"])
 def test_scanned_unrolled_and_rematerialised_agree(remat, float64):
   model, params = build(VARIANTS["qwen3"])
   ids = tokens((2, 9), 2)
