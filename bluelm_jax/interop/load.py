@@ -3,8 +3,12 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import pathlib
+import re
 import shutil
+import sys
+from typing import Mapping
 import uuid
 
 import flax.linen as nn
@@ -70,10 +74,10 @@ def checkpoint_directory(path) -> pathlib.Path:
     raise ValueError(f"no checkpoint directory at {path}; check the path")
   if (path / serialize.FILE_NAME).is_file() or (path / "config.json").is_file():
     return path
-  stages = sorted(p.parent for p in path.glob(f"*/{serialize.FILE_NAME}") if _newest(p.parent))
+  stages = [p.parent for p in path.glob(f"*/{serialize.FILE_NAME}") if _newest(p.parent)]
   if not stages:
     raise ValueError(f"{path} has neither {serialize.FILE_NAME} nor config.json; give a HuggingFace directory or one of ours")
-  return stages[-1]
+  return max(stages, key=lambda p: (int(re.match(r"\d*", p.name)[0] or 0), p.name))  # "10-sft" comes after "9-pretrain"
 
 
 def _newest(directory: pathlib.Path) -> pathlib.Path | None:
@@ -114,19 +118,15 @@ def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
   if newest is None:
     raise ValueError(f"{directory} has no finished checkpoint; train or convert again")
   checkpointer, newest = ocp.PyTreeCheckpointer(), newest.absolute()
-  try:
+  with reading(newest):
     stored = _flat(checkpointer.metadata(newest).item_metadata.tree)
-  except (FileNotFoundError, KeyError, ValueError, AttributeError) as e:
-    raise ValueError(f"{newest} is damaged ({' '.join(str(e).split())[:200]}); use an older checkpoint") from e
 
   @functools.lru_cache(maxsize=1)  # the layers of a stacked parameter are asked for in a row
   def restore(path):
     item = flax.traverse_util.unflatten_dict({p: 0 if p == path else ocp.PLACEHOLDER for p in stored}, sep="/")
     plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    try:
+    with reading(f"{newest}: parameter {path}"):
       return _flat(checkpointer.restore(newest, args=ocp.args.PyTreeRestore(item=item, restore_args=plain)))[path]
-    except (FileNotFoundError, KeyError, ValueError) as e:
-      raise ValueError(f"{newest}: parameter {path} is damaged ({' '.join(str(e).split())[:200]}); use an older checkpoint") from e
 
   def tensor(path, meta):
     return mapping.Tensor(tuple(meta.shape), np.dtype(meta.dtype), lambda i=None: restore(path) if i is None else restore(path)[i])
@@ -134,42 +134,68 @@ def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
   return {p: tensor(p, m) for p, m in stored.items()}
 
 
+@contextlib.contextmanager
+def reading(what):
+  """Makes one ValueError of whatever orbax raises on a damaged checkpoint."""
+  _hush()
+  try:
+    yield
+    return
+  except Exception as e:  # of many kinds
+    while e.__cause__:
+      e = e.__cause__
+    text = str(e.args[0]) if isinstance(e, KeyError) else str(e)
+  raise ValueError(f"{what} is damaged ({' '.join(text.split())[:200]}); use an older checkpoint")
+
+
+@functools.cache
+def _hush() -> None:
+  """Drops what orbax's abandoned tasks print after such an error, at times of their own choosing."""
+  logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+  show = sys.unraisablehook
+
+  def hook(found):
+    if "orbax" not in str(getattr(found.object, "cr_code", "")) and str(found.exc_value) != "Event loop is closed":
+      show(found)
+
+  sys.unraisablehook = hook
+
+
 def _safetensors(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
   """What `save` wrote: tensors under our own paths."""
   reader = safetensors_io.Reader(directory)
+  for name, (_, _, shape, _, _) in reader.tensors.items():
+    reader.check(name, shape)
   return {p: mapping.Tensor(shape, dtype, functools.partial(reader.read, p)) for p, (_, dtype, shape, _, _) in reader.tensors.items()}
 
 
 def _huggingface(directory: pathlib.Path):
-  config = hf_config.parse(hf_config.read(directory), directory)
+  config = hf_config.load(directory)
   reader = safetensors_io.Reader(directory)
   if isinstance(config, VisionConfig):
-    table, prefixes = mapping.vision_table(), ("vision_model.", "vision_tower.vision_model.")
+    table, prefixes = mapping.vision_table(), ("vision_model.", "vision_tower.vision_model.", "")
   else:
-    table, prefixes = mapping.decoder_table(config), ("model.",)
+    table, prefixes = mapping.decoder_table(config), ("model.", "")
   return config, mapping.ours(reader, table, param_shapes(config), prefixes)
 
 
 def _with_dtype(config, tensors):
-  """Activations and parameters in the checkpoint's own precision."""
+  """Activations and parameters of each part in the precision of its own tensors."""
+  if isinstance(config, BlueLMConfig):
+    parts = {n: {p: t for p, t in tensors.items() if p.startswith(f"{n}/")} for n in ("vision", "decoder")}
+    return dataclasses.replace(config, **{n: _with_dtype(getattr(config, n), part) for n, part in parts.items()})
   dtypes = {str(t.dtype) for t in tensors.values()}
   dtype = "float32" if "float32" in dtypes else sorted(dtypes)[0]
-
-  def change(c):
-    return dataclasses.replace(c, dtype=dtype, param_dtype=dtype)
-
-  if isinstance(config, BlueLMConfig):
-    return dataclasses.replace(config, vision=change(config.vision), decoder=change(config.decoder))
-  return change(config)
+  return dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
 
 
-def save(directory, config, tensors: dict[str, mapping.Tensor], companions=()) -> None:
-  """Writes model.json, safetensors under our own paths, and companion files (e.g. tokenizer.json); all or nothing."""
+def save(directory, config, tensors: dict[str, mapping.Tensor], companions: Mapping[str, bytes] = {}) -> None:
+  """Writes model.json, safetensors under our own paths, and companion files by name (e.g. tokenizer.json); all or nothing."""
   with fresh_directory(directory) as temporary:
     serialize.save(config, temporary)
     safetensors_io.write(temporary, ((p, t.shape, t.dtype, t.read) for p, t in tensors.items()))
-    for file in companions:
-      shutil.copy(file, temporary / pathlib.Path(file).name)
+    for name, data in companions.items():
+      (temporary / name).write_bytes(data)
 
 
 @contextlib.contextmanager

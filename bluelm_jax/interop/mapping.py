@@ -10,6 +10,8 @@ import numpy as np
 
 from bluelm_jax.interop import safetensors_io
 
+_HEAD = "lm_head.weight"  # stands outside the prefix
+
 
 class Tensor(NamedTuple):
   """A parameter that need not be in memory: `read()` gives all of it, `read(i)` layer i of a stacked one."""
@@ -59,7 +61,7 @@ def decoder_table(config) -> list[Entry]:
   if config.qk_norm:
     table += [Entry(f"layers/attention/{n}_norm/scale", layer + f"self_attn.{n}_norm.weight") for n in "qk"]
   if not config.tie_embeddings:
-    table.append(Entry("lm_head", "lm_head.weight", "transpose"))
+    table.append(Entry("lm_head", _HEAD, "transpose"))
   return table
 
 
@@ -134,25 +136,29 @@ def ours(reader: safetensors_io.Reader, table: list[Entry], shapes: dict[str, tu
 
   Args:
     shapes: our path -> shape, stacked ones with the layer first.
-    prefixes: what may stand before the table's names.
+    prefixes: what may stand before the table's names; the one that the file uses most is taken.
 
   Raises:
     ValueError: a missing tensor, a wrong shape, or a tensor the family does not know.
   """
   assert {e.path for e in table} == set(shapes), {e.path for e in table} ^ set(shapes)
+  first = [e.name.format(i=0) for e in table]
+  prefix = max(prefixes, key=lambda p: sum(p + name in reader.tensors for name in first))
   tensors, used = {}, set()
   for entry in table:
     shape = shapes[entry.path]
     one = shape[1:] if entry.stacked else shape
-    names = []
-    for i in range(shape[0] if entry.stacked else 1):
-      name = entry.name.format(i=i)
-      names.append(reader.find(p + name for p in (*prefixes, "")) or prefixes[0] + name)
-      reader.check(names[-1], their_shape(entry.kind, one))
+    names = [_full_name(prefix, entry, i) for i in range(shape[0] if entry.stacked else 1)]
+    for name in names:
+      reader.check(name, their_shape(entry.kind, one))
     used.update(names)
     tensors[entry.path] = _tensor(reader, entry, names, shape, one)
-  _refuse_unknown(reader, used)
+  _refuse_unknown(reader, used, prefix)
   return tensors
+
+
+def _full_name(prefix: str, entry: Entry, layer: int | None) -> str:
+  return ("" if entry.name == _HEAD else prefix) + entry.name.format(i=layer)
 
 
 def _tensor(reader, entry, names, shape, one) -> Tensor:
@@ -169,18 +175,20 @@ def _tensor(reader, entry, names, shape, one) -> Tensor:
   return Tensor(shape, dtype, read)
 
 
-def _refuse_unknown(reader, used):
+def _refuse_unknown(reader, used, prefix):
   for name in set(reader.tensors) - used:
-    if name.endswith(_UNUSED_SUFFIXES) or name.startswith(_UNUSED_STARTS) or name == "lm_head.weight":
-      continue
-    raise ValueError(f"{reader.tensors[name][0]}: tensor {name} has no place in this model; config.json describes fewer parts than the file holds")
+    file, tied = reader.tensors[name][0], prefix + "embed_tokens.weight"
+    if name == _HEAD and tied in used:
+      if not reader.same(name, tied):
+        raise ValueError(f"{file}: {name} differs from {tied}, though config.json ties them; set tie_word_embeddings to false there")
+    elif not name.endswith(_UNUSED_SUFFIXES) and not name.startswith((*_UNUSED_STARTS, prefix + "head.")):
+      raise ValueError(f"{file}: tensor {name} has no place in this model; config.json describes fewer parts than the file holds")
 
 
 def theirs(tensors: dict[str, Tensor], table: list[Entry], prefix: str) -> Iterator[tuple]:
   """(name, shape, dtype, produce) of every HuggingFace tensor, for `safetensors_io.write`."""
   for entry in table:
     value = tensors[entry.path]
-    full = prefix if entry.name != "lm_head.weight" else ""
     for i in range(value.shape[0]) if entry.stacked else (None,):
       shape = their_shape(entry.kind, value.shape[1:] if entry.stacked else value.shape)
-      yield full + entry.name.format(i=i), shape, value.dtype, lambda v=value, k=entry.kind, i=i: to_theirs(k, v.read(i))
+      yield _full_name(prefix, entry, i), shape, value.dtype, lambda v=value, k=entry.kind, i=i: to_theirs(k, v.read(i))

@@ -67,6 +67,34 @@ def test_decoder_logits(seed, tmp_path):
   assert found.shape == expected.shape
   assert np.abs(np.asarray(found) - expected).max() <= TOLERANCE
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+@pytest.mark.parametrize("values", [
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": YARN},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": YARN, "rope_theta": 5e5},
+    {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_theta": 5e5},
+    {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 100.0}, "rope_theta": 5e5},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 16},
+    {"rope_scaling": YARN, "original_max_position_embeddings": 64},
+    {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    {"rope_scaling": {}, "rope_parameters": {**YARN, "rope_theta": 100.0}},
+    {}], ids=str)
+def test_rotary_settings_wherever_they_stand(values, tmp_path):
+  """config.json as written by hand: which setting wins where several are given."""
+  theirs, _ = draw(0)
+  theirs.save_pretrained(tmp_path)
+  path = tmp_path / "config.json"
+  config = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("rope")}
+  path.write_text(json.dumps({**config, **values}))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+  model, params = bluelm_jax.load_pretrained(tmp_path)
+  tokens = np.random.default_rng(0).integers(0, config["vocab_size"], (1, 50))
+  with torch.no_grad():
+    expected = theirs(torch.tensor(tokens)).logits.numpy()
+  assert np.abs(np.asarray(model.apply({"params": params}, jnp.array(tokens, jnp.int32))) - expected).max() <= TOLERANCE
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_gradient(seed, tmp_path):
   theirs, values = draw(seed)
@@ -142,7 +170,7 @@ def test_compose_and_export_bluelm(tmp_path):
     assert torch.equal(again(pixels).last_hidden_state, vision(pixels).last_hidden_state)
 
 def test_older_names_shards_bf16(tmp_path):
-  """vision_model. prefix, no model. prefix, several shards, bfloat16, rope_theta at the top of config.json."""
+  """No model. prefix, several shards, bfloat16, rope_theta at the top of config.json."""
   theirs, values = draw(4)
   theirs.to(torch.bfloat16).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
   assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
@@ -161,6 +189,58 @@ def test_older_names_shards_bf16(tmp_path):
   save_file(state, tmp_path / "old" / "model.safetensors")
   _, old = bluelm_jax.load_pretrained(tmp_path / "old")
   assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), params, old))
+
+@pytest.mark.parametrize("prefix", ["", "vision_model.", "vision_tower.vision_model."])
+def test_vision_tensors_under_every_prefix(prefix, tmp_path):
+  """Other releases of transformers and of models that hold a tower name the same tensors so; a head beside them is left."""
+  from safetensors.torch import load_file
+  from safetensors.torch import save_file
+
+  theirs = randomise(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
+      hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4, vision_use_head=True)), 0)
+  theirs.save_pretrained(tmp_path)
+  model, params = bluelm_jax.load_pretrained(tmp_path)
+  file = tmp_path / "model.safetensors"
+  names = {k: prefix + k.removeprefix("vision_model.") for k in load_file(file)}
+  assert any("head." in n for n in names)
+  save_file({names[k]: v.clone() for k, v in load_file(file).items()}, file)
+  _, again = bluelm_jax.load_pretrained(tmp_path)
+  assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_head_beside_a_tied_embedding(equal, tmp_path):
+  """An equal copy is passed over; another one is not silently dropped."""
+  from safetensors.torch import load_file
+  from safetensors.torch import save_file
+
+  theirs, _ = draw(0)
+  theirs.config.tie_word_embeddings = True
+  theirs.config.save_pretrained(tmp_path)
+  state = {k: v.clone() for k, v in theirs.state_dict().items()}
+  state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+  state["lm_head.weight"][-1, -1] += 0.0 if equal else 1.0
+  save_file(state, tmp_path / "model.safetensors")
+  if equal:
+    _, params = bluelm_jax.load_pretrained(tmp_path)
+    assert "lm_head" not in params
+  else:
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs from model.embed_tokens.weight.* set tie_word_embeddings to false"):
+      bluelm_jax.load_pretrained(tmp_path)
+
+def test_parts_keep_their_own_precision(tmp_path):
+  """A bfloat16 language model joined to a float32 tower, and apart again."""
+  transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
+      hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4, vision_use_head=False)).save_pretrained(tmp_path / "vit")
+  draw(2)[0].to(torch.bfloat16).save_pretrained(tmp_path / "llm")
+  compose.convert(tmp_path / "ours", tmp_path / "vit", tmp_path / "llm")
+  model, params = bluelm_jax.load_pretrained(tmp_path / "ours")
+  config = model.config
+  assert (config.vision.dtype, config.vision.param_dtype, config.decoder.dtype, config.decoder.param_dtype) == ("float32", "float32", "bfloat16", "bfloat16")
+  assert json.loads((tmp_path / "ours" / "model.json").read_text())["decoder"]["dtype"] == "bfloat16"
+  assert model.apply({"params": params}, jnp.zeros((1, 4), jnp.int32), tiles=np.zeros((1, 1, 8, 8, 3), np.uint8), vision_index=np.array([[0, -1, -1, -1]])).dtype == jnp.bfloat16
+  compose.export(tmp_path / "ours", tmp_path / "out")
+  for part, dtype in (("vision", "float32"), ("decoder", "bfloat16")):
+    assert json.loads((tmp_path / "out" / part / "config.json").read_text())["torch_dtype"] == dtype
 
 def test_scanned_and_unrolled_are_equal(tmp_path):
   import dataclasses
