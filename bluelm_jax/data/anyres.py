@@ -47,6 +47,8 @@ def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray,
     shows the whole image, else 1 + row * max_cols + col. The image lies in the upper left corner; what it
     does not cover is grey.
   """
+  if getattr(image_HWC, "dtype", None) != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or not image_HWC.size:
+    raise ValueError("an image must be a uint8 array [height, width, 3]; decode it with bluelm_jax.data.images")
   height, width = image_HWC.shape[:2]
   rows, cols = select_grid(width, height, config)
   size = config.tile_size

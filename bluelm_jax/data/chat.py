@@ -16,6 +16,8 @@ from bluelm_jax.models.config import AnyResConfig
 ROLES = {"system": "[|System|]:", "user": "[|Human|]:", "assistant": "[|AI|]:"}
 THINK_SWITCH = "[|BlueThink|]"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+IMAGE_MARKERS = ("<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
+MARKERS = (*ROLES.values(), THINK_SWITCH, THINK_OPEN, THINK_CLOSE, *IMAGE_MARKERS)
 
 
 class ChatFormat:
@@ -40,25 +42,25 @@ class ChatFormat:
     return self._build(messages, thinking).example()
 
   def _build(self, messages, thinking: bool | None = None) -> "_Builder":
-    if not messages:
-      raise ValueError("the conversation is empty; give at least one user message")
+    if not messages or not isinstance(messages, (list, tuple)):
+      raise ValueError("the conversation is empty or no list; give at least one user message")
     out = _Builder(self)
     for i, message in enumerate(messages):
-      role = message.get("role")
+      role = _part(message, "role", str)
       if role not in ROLES:
         raise ValueError(f"unknown chat role {role!r}; use {', '.join(ROLES)}")
       out.text(ROLES[role], loss=False)
       if role == "assistant":
         if message.get("reasoning_content") is not None:
-          out.text(THINK_OPEN + message["reasoning_content"] + THINK_CLOSE, loss=True)
-        out.text(message["content"], loss=True)
+          out.text(THINK_OPEN + _part(message, "reasoning_content", str) + THINK_CLOSE, loss=True)
+        out.text(_part(message, "content", str), loss=True)
         out.token(self.tokenizer.end_id, loss=True)
         continue
-      out.content(message["content"])
+      out.content(_part(message, "content", (str, list, tuple)))
       following = messages[i + 1] if i + 1 < len(messages) else None
       if following is None and thinking is None and role == "user":
         raise ValueError("the conversation ends with a user turn; a training example needs the answer")
-      think = thinking if following is None else following.get("reasoning_content") is not None
+      think = thinking if following is None else isinstance(following, dict) and following.get("reasoning_content") is not None
       if role == "user" and think:
         out.text(THINK_SWITCH, loss=False)
     if thinking is not None:
@@ -67,6 +69,15 @@ class ChatFormat:
       out.text(ROLES["assistant"], loss=False)
       out.token(self.tokenizer.pad_id, loss=False)  # a prompt's last token is kept by the shift
     return out
+
+
+def _part(holder: dict, name: str, kinds):
+  """holder[name]; ValueError where it is absent or of another type."""
+  if not isinstance(holder, dict):
+    raise ValueError(f"a chat message or a part of its content is a {type(holder).__name__}; give a dict")
+  if not isinstance(holder.get(name), kinds):
+    raise ValueError(f"a chat message or a part of its content has {name} = {str(holder.get(name))[:40]!r}; see ChatFormat for what it must be")
+  return holder[name]
 
 
 class _Builder:
@@ -88,12 +99,13 @@ class _Builder:
     if isinstance(content, str):
       return self.text(content, loss=False)
     for part in content:
-      if part.get("type") == "text":
-        self.text(part["text"], loss=False)
-      elif part.get("type") == "image":
-        self.image(part["image"])
+      kind = _part(part, "type", str)
+      if kind == "text":
+        self.text(_part(part, "text", str), loss=False)
+      elif kind == "image":
+        self.image(_part(part, "image", np.ndarray))
       else:
-        raise ValueError(f"unknown content part {part.get('type')!r}; use text or image")
+        raise ValueError(f"unknown content part {kind!r}; use text or image")
 
   def image(self, image_HWC: np.ndarray):
     chat = self.chat

@@ -2,45 +2,57 @@
 
 import io
 import pathlib
+import warnings
 
-import cv2
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
 
 MIN_SIDE = 4
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # others may start programs of their own
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd metadata; what matters is refused below
 
 
 def decode(data: bytes, name: str = "image") -> np.ndarray:
-  """PNG, JPEG, WebP, ... bytes to uint8 RGB [H, W, 3]; transparency is laid on white.
+  """PNG, JPEG, WebP, ... bytes to uint8 RGB [H, W, 3], turned upright; transparency is laid on white.
 
   Raises:
-    ValueError: not an image, or a size outside the limits (checked before any pixel is decoded).
+    ValueError: not an image, pixels of another kind, or a size outside the limits (checked before any pixel is decoded).
   """
   try:
-    with Image.open(io.BytesIO(data)) as header:
-      width, height = header.size
+    image = Image.open(io.BytesIO(data))
+    if image.format not in _FORMATS:
+      raise ValueError(f"format {image.format}")
   except Image.DecompressionBombError as e:
     raise ValueError(f"{name} is too large; scale it to at most {MAX_SIDE} pixels a side") from e
-  except (OSError, SyntaxError, ValueError) as e:
+  except Exception as e:  # decoders of foreign bytes raise many kinds
     raise ValueError(f"{name} is not a readable image; give a PNG, JPEG or WebP file") from e
+  width, height = image.size
   if min(width, height) < MIN_SIDE:
     raise ValueError(f"{name} is {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed")
   if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
     raise ValueError(
         f"{name} is {width}x{height} pixels; scale it to at most {MAX_SIDE} a side and {MAX_PIXELS // 10**6} megapixels")
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  if image is None:
-    raise ValueError(f"{name} is damaged and cannot be decoded; save it again as PNG")
-  if image.dtype == np.uint16:
-    image = (image >> 8).astype(np.uint8)
-  if image.ndim == 2:
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-  if image.shape[2] == 4:
-    alpha = image[..., 3:].astype(np.float32) / 255
-    image = (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  if image.mode in ("F", "I"):
+    raise ValueError(f"{name} has 32-bit pixels; save it as an 8-bit PNG")
+  try:
+    return _pixels(image)
+  except Exception as e:
+    raise ValueError(f"{name} is damaged and cannot be decoded; save it again as PNG") from e
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I;16"):
+    grey = (np.asarray(image) >> 8).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+  if not image.has_transparency_data:
+    return np.array(image.convert("RGB"))
+  rgba = np.asarray(image.convert("RGBA"))
+  alpha = rgba[..., 3:].astype(np.float32) / 255
+  return (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
 def read(path) -> np.ndarray:

@@ -29,13 +29,45 @@ def resolve(path: str) -> pathlib.Path:
 
 def read_shard(path: str) -> grain.MapDataset:
   """Samples of one ArrayRecord shard."""
-  return grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(resolve(path)))).map(sample_lib.decode)
+  return grain.MapDataset.source(_Shard(resolve(path)))
+
+
+class _Shard:
+  """A grain data source of Samples whose errors name the file."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    try:
+      self._records = grain.sources.ArrayRecordDataSource(str(path))
+      self._length = len(self._records)
+    except RuntimeError as e:
+      raise ValueError(f"{path} is no ArrayRecord shard, or a damaged one; build it with bluelm_jax.pipeline") from e
+    if not self._length:
+      raise ValueError(f"{path} holds no records; build it with bluelm_jax.pipeline")
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index) -> sample_lib.Sample:
+    try:
+      return sample_lib.decode(self._records[index])
+    except (RuntimeError, ValueError) as e:
+      raise ValueError(f"{self._path}: record {index} is damaged or no Sample; rebuild the shard with bluelm_jax.pipeline") from e
+
+
+def _screen(sample: sample_lib.Sample, path: str) -> sample_lib.Sample:
+  """The sample, if it is a screen with its elements."""
+  if not sample.images or not sample.meta.get("elements") or not {"language", "caption"} <= set(sample.meta):
+    raise ValueError(f"{path} has a record that is no screen ({sample.source}); give a shard of screens, or another kind of source")
+  return sample
 
 
 def documents(path: str, chat: ChatFormat, length: int, seed: int, index: int) -> grain.MapDataset:
   """Windows of at most `length` tokens at a random place of each document."""
 
   def window(sample, rng: np.random.Generator) -> Example:
+    if not sample.text:
+      raise ValueError(f"{path} has a record without text ({sample.source}); give a shard of documents, or another kind of source")
     ids = np.asarray([*chat.tokenizer.encode(sample.text), chat.tokenizer.end_id], np.int32)
     start = int(rng.integers(max(len(ids) - length, 1)))
     return text_example(ids[start : start + length + 1], chat, index)
@@ -65,7 +97,7 @@ def screen_tasks(path: str, tasks: dict[str, float], turns: int, chat: ChatForma
   """Conversations of `turns` questions about one screen; `tasks` weighs the kinds of question."""
 
   def build(sample, rng) -> Example:
-    image = images.decode(sample.images[0], sample.source)
+    image = images.decode(_screen(sample, path).images[0], sample.source)
     image, elements = screens.augment(image, sample.meta["elements"], rng)
     return chat.example(screens.conversation(image, elements, sample.meta, tasks, turns, rng), index)
 
@@ -74,15 +106,20 @@ def screen_tasks(path: str, tasks: dict[str, float], turns: int, chat: ChatForma
 
 def screen_labels(path: str, chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
   """Visual tokens of a screen, once for each kind of name they are to learn (objective "dense")."""
+  if chat.anyres is None:
+    raise ValueError("this model has no vision tower and cannot learn screen_labels; use a BlueLM, or another kind of source")
 
   def build(sample, rng) -> Example:
-    image = images.decode(sample.images[0], sample.source)
+    image = images.decode(_screen(sample, path).images[0], sample.source)
     image, elements = screens.augment(image, sample.meta["elements"], rng)
     tiles, grid, places = anyres.tile_image(image, chat.anyres)
     cells = anyres.token_boxes(image.shape[1], image.shape[0], grid, len(tiles), chat.tokens_per_tile, chat.anyres)
-    words = [w for kind in zip(*screens.cell_words(cells, elements, sample.meta["language"])) for w in kind]
+    kinds = list(zip(*screens.cell_words(cells, elements, sample.meta["language"])))
+    words = [w for kind in kinds for w in kind]
     targets = np.array([chat.tokenizer.encode(w)[0] if w else 0 for w in words], np.int32)
-    weights = np.array([0.0 if not w else 0.3 if w == screens.NOTHING else 1.0 for w in words], np.float32)
+    weights = np.array([0.0 if not w else 0.3 if w == screens.NOTHING else 1.0 for w in words], np.float32).reshape(len(kinds), -1)
+    weights[1] *= 2  # few cells show a colour
+    weights = weights.ravel()
     vision_index = np.tile(np.arange(len(cells), dtype=np.int32), len(words) // len(cells))
     tokens = np.full(len(vision_index), chat.tokenizer.special_id("<image>"), np.int32)
     return Example(tokens, targets, weights, vision_index, tiles, places, index)

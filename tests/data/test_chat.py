@@ -61,14 +61,28 @@ def test_a_prompt_is_how_the_example_begins(thinking):
 @pytest.mark.parametrize("messages,words", [
     ([], "empty"),
     ([{"role": "robot", "content": "x"}], "unknown chat role 'robot'; use system, user, assistant"),
-    ([{"content": "x"}], "unknown chat role None"),
+    ({"role": "user", "content": "x"}, "no list"),
+    (["Hi"], "is a str; give a dict"),
+    ([{"content": "x"}], "has role = 'None'"),
+    ([{"role": ["user"], "content": "x"}], "has role = "),
+    ([{"role": "user"}], "has content = 'None'"),
+    ([{"role": "user", "content": None}], "has content = 'None'"),
+    ([{"role": "user", "content": 3}], "has content = '3'"),
+    ([{"role": "user", "content": ["x"]}], "is a str; give a dict"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "has text = 'None'"),
+    ([{"role": "user", "content": [{"type": "image"}]}], "has image = 'None'"),
+    ([{"role": "user", "content": [{"type": "image", "image": np.zeros((8, 8), np.uint8)}]}], "must be a uint8 array"),
+    ([{"role": "user", "content": [{"type": "image", "image": np.zeros((8, 8, 3))}]}], "must be a uint8 array"),
+    ([{"role": "user", "content": "x"}, "Hi"], "is a str; give a dict"),
+    ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "has content = "),
+    ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "reasoning_content": 3}], "has reasoning_content = '3'"),
     ([{"role": "user", "content": "x"}], "ends with a user turn"),
     ([{"role": "user", "content": [{"type": "sound"}]}, {"role": "assistant", "content": "x"}], "unknown content part 'sound'"),
 ])
 def test_bad_conversations_are_refused(messages, words):
-  with pytest.raises(ValueError, match=words) as error:
+  with pytest.raises(ValueError) as error:
     CHAT.example(messages)
-  assert "\n" not in str(error.value)
+  assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_prompt_must_end_with_the_user():

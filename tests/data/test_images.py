@@ -1,6 +1,8 @@
 """Image files that users bring, good and bad."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -37,8 +39,47 @@ def test_transparency_is_laid_on_white():
   assert (out[:2] == (10, 20, 30)).all() and (out[2:] == 255).all()
 
 
+def test_every_mode_becomes_rgb():
+  for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"):
+    pixels = images.decode(encoded(Image.new(mode, (5, 4)), "TIFF"))
+    assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8, mode
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation,turn", [
+    (1, lambda x: x), (2, lambda x: x[:, ::-1]), (3, lambda x: x[::-1, ::-1]), (4, lambda x: x[::-1]), (5, lambda x: x.transpose(1, 0, 2)),
+    (6, lambda x: np.rot90(x, -1)), (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)), (8, np.rot90)])
+def test_photographs_stand_upright(kind, orientation, turn):
+  """Phones store pixels as the sensor lies and say in EXIF how to turn them."""
+  stored = np.zeros((8, 16, 3), np.uint8)
+  stored[:4, :8] = 255
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  options = {"lossless": True} if kind == "WEBP" else {}
+  found = images.decode(encoded(Image.fromarray(stored), kind, exif=exif, **options))
+  expected = turn(stored)
+  assert found.shape == expected.shape and np.array_equal(found > 127, expected > 127)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_32_bits_are_refused(mode):
+  with pytest.raises(ValueError, match="shot.tiff has 32-bit pixels; save it as an 8-bit PNG"):
+    images.decode(encoded(Image.new(mode, (8, 8)), "TIFF"), "shot.tiff")
+
+
+@pytest.mark.parametrize("size,cut", [((64, 64), -40), ((9000, 9990), None), ((20_000, 9000), None)])
+def test_refusals_are_all_that_is_said(size, cut, tmp_path):
+  """No decoder's own line, and no warning about size, beside the one error."""
+  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+  image = Image.fromarray(noise) if cut else Image.new("1", size)
+  (tmp_path / "a.png").write_bytes(encoded(image)[:cut])
+  code = "import sys; from bluelm_jax.data import images\ntry: images.read(sys.argv[1])\nexcept ValueError: sys.exit(7)"
+  out = subprocess.run([sys.executable, "-W", "always", "-c", code, tmp_path / "a.png"], capture_output=True, text=True, timeout=60)
+  assert (out.returncode, out.stdout, out.stderr) == (7, "", "")
+
+
 @pytest.mark.parametrize("data,words", [
-    (b"", "not a readable image"), (b"hello", "not a readable image"), (encoded(Image.new("RGB", (40, 40)))[:60], "damaged"),
+    (b"", "not a readable image"), (encoded(Image.new("RGB", (8, 8)), "EPS"), "not a readable image"), (b"hello", "not a readable image"), (encoded(Image.new("RGB", (40, 40)))[:60], "damaged"),
     (encoded(Image.new("RGB", (1, 1))), "1x1"), (encoded(Image.new("L", (20_000, 5))), "20000x5"), (encoded(Image.new("1", (9000, 9000))), "9000x9000")])
 def test_bad_images_are_refused_by_name(data, words):
   with pytest.raises(ValueError, match=words) as error:

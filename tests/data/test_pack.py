@@ -90,7 +90,10 @@ def batches(name, **changes):
 @pytest.mark.parametrize("name", ["text", "vision", "joint", "sft"])
 def test_resume_gives_the_same_batches(name):
   first = batches(name)
-  for _ in range(3):
+  start, tried = first.get_state(), next(first)
+  first.set_state(start)  # as a stage tries its data
+  assert all(np.array_equal(a, b) for a, b in zip(tried, next(first)))
+  for _ in range(2):
     next(first)
   state = first.get_state()
   expected = [next(first) for _ in range(3)]

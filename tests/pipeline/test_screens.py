@@ -36,7 +36,7 @@ def shard():
   return sources.read_shard("assets/screens-select.array_record")
 
 
-TASKS = dict(ground=1.0, refer=1.0, list=1.0, caption=1.0, read=1.0, higher=1.0)
+TASKS = dict(ground=1.0, refer=1.0, list=1.0, caption=1.0, read=1.0, color=1.0)
 
 
 def test_answers_point_at_what_was_asked(shard):
@@ -65,18 +65,29 @@ def test_a_conversation_never_asks_twice_and_keeps_its_length(shard):
     assert len(pointed) == len(set(pointed))  # no later turn repeats a place
 
 
-def test_comparisons_are_true(shard):
-  rng, seen = np.random.default_rng(2), {"A": 0, "B": 0}
-  for i in range(120):
+def test_color_questions_are_true_and_even(shard):
+  """The answer is the colour of the first (top) or last (bottom) element that the chain lists, and stands first as often as second."""
+  rng, first, ordered = np.random.default_rng(2), [], 0
+  for i in range(160):
     sample = shard[i]
-    made = screens.higher(sample.meta["elements"], sample.meta, rng)
+    made = screens.color(sample.meta["elements"], sample.meta, rng)
     if made is None:
       continue
     question, chains, answer = made
-    ys = [int(c[-4:-1]) for c in chains["short"].split(";")[:2]]
-    assert (ys[0] < ys[1]) == (answer == "A")
-    seen[answer] += 1
-  assert min(seen.values()) > 20
+    listed = chains["long"].split(";")
+    assert [int(x[-4:-1]) for x in listed] == sorted(int(x[-4:-1]) for x in listed)
+    bottom = "bottom" in question or "最下面" in question
+    assert bottom or len(listed) == 1 or "top" in question or "最上面" in question
+    asked = listed[-1 if bottom else 0]
+    assert asked.startswith(chains["short"]) and asked.startswith(answer)
+    words = re.findall(r" (\w+) or (\w+)\?|是(\w+)还是(\w+)\?", question)[0]
+    words = [w for w in words if w]
+    assert answer.strip() in words and words[0] != words[1]
+    first.append(answer.strip() == words[0])
+    if not all(answer in x for x in listed):  # of several colours, two that are there, so that the order decides
+      assert all(any(w in x for x in listed) for w in words)
+      ordered += 1
+  assert len(first) > 80 and 0.35 < np.mean(first) < 0.65 and ordered > 10
 
 
 def test_augmenting_moves_boxes_with_pixels():

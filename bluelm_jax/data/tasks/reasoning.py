@@ -12,6 +12,7 @@ import numpy as np
 
 LENGTHS = {"swap": (1, 6), "parity": (2, 10), "count": (2, 10), "story": (1, 4)}
 HINTS = {"long": {"en": "Think step by step.", "zh": "请逐步思考。"}, "short": {"en": "Think briefly.", "zh": "请简要思考。"}}
+STYLES = ("none", *HINTS)
 
 
 @dataclasses.dataclass(frozen=True)

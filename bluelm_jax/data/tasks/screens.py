@@ -31,8 +31,9 @@ PHRASES = {
     "list": {"en": "List the elements.", "zh": "列出元素。"},
     "caption": {"en": "Describe the screen.", "zh": "描述这个界面。"},
     "read": {"en": "Read the text at {}.", "zh": "读出{}的文字。"},
-    "higher": {"en": "Which is higher? A:{};B:{};", "zh": "哪个更高? A:{};B:{};"},
+    "color": {"en": "Is the {} {} or {}?", "zh": "{}是{}还是{}?"},
 }
+PALETTE = ("red", "orange", "green", "blue", "teal", "purple", "pink", "black")  # of the shipped screens' elements
 STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
 
 
@@ -117,24 +118,41 @@ def _read(elements, meta, rng):
   return _ask("read", meta, where), None, element["text"]
 
 
-def higher(elements, meta, rng):
-  """Which of two elements is higher? The chain finds both and compares."""
-  named = targets(elements, meta["language"])
-  if len(named) < 2:
+def color(elements, meta, rng):
+  """Is the top button red or blue? The chain finds the elements of that role.
+
+  Of several, the two colours are those of the asked one and of another, so that their order decides; without the
+  screen either is as likely.
+  """
+  groups = {}
+  for element in elements:
+    groups.setdefault(element["role"], []).append(element)
+  groups = [g for g in groups.values() if len(g) <= 4 and all(e.get("color") in PALETTE for e in g)]
+  if not groups:
     return None
-  (a, first), (b, second) = (named[i] for i in rng.choice(len(named), 2, replace=False))
-  ya, yb = point(first["box"]), point(second["box"])
-  if abs(int(ya[5:8]) - int(yb[5:8])) < 50:
-    return None
-  first_wins = int(ya[5:8]) < int(yb[5:8])
-  answer = ("A", "B")[not first_wins]
-  a, b = _said(a, meta["language"]), _said(b, meta["language"])
-  chains = {"long": f" A:{a}{ya};B:{b}{yb};", "short": f" A{ya};B{yb};"}
-  return _ask("higher", meta, a, b), chains, answer
+  group = sorted(groups[rng.integers(len(groups))], key=lambda e: e["box"][1] + e["box"][3])
+  language = meta["language"]
+  zh = language == "zh"
+  subject, asked = ROLE_NAMES[group[0]["role"]][zh], group[0]
+  if len(group) > 1:
+    end = ("top", "bottom")[rng.integers(2)]
+    asked, neighbour = (group[0], group[1]) if end == "top" else (group[-1], group[-2])
+    if abs(sum(asked["box"][1::2]) - sum(neighbour["box"][1::2])) < 0.1:  # side by side
+      return None
+    subject = {"top": "最上面的", "bottom": "最下面的"}[end] + subject if zh else f"{end} {subject}"
+  others = [e["color"] for e in group if e["color"] != asked["color"]] or [c for c in PALETTE if c != asked["color"]]
+  pair = [asked["color"], others[rng.integers(len(others))]]
+  words = [COLOR_NAMES[pair[i]] if zh else pair[i] for i in rng.permutation(2)]
+  chains = {
+      "long": ";".join(_said(name(e, language), language) + point(e["box"]) for e in group),
+      "short": _said(name(asked, language), language)}
+  answer = _said(COLOR_NAMES[pair[0]] if zh else pair[0], language)
+  return PHRASES["color"][language].format(subject, *words), chains, answer
 
 
-_TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption, "read": _read, "higher": higher}
-_POINTING = ("ground", "refer", "list", "higher")  # they tell where an element is
+_TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption, "read": _read, "color": color}
+TASKS = tuple(_TASKS)
+_POINTING = ("ground", "refer", "list", "color")  # they tell where an element is
 
 
 def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng) -> list[dict]:

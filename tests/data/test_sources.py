@@ -1,0 +1,84 @@
+"""What a data source refuses: keys, values, and files that hold something else."""
+
+import warnings
+
+import pytest
+
+from bluelm_jax.data import loader
+from bluelm_jax.data import sample
+from bluelm_jax.data import sources
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.models import presets
+
+MODEL = presets.miniature()
+TEXT, SCREENS = "assets/text-test.array_record", "assets/screens-test.array_record"
+GOOD = {
+    "documents": dict(kind="documents", path=TEXT, share=0.5, window=64), "reasoning": dict(kind="reasoning", share=1, styles=dict(long=1.0)),
+    "screens": dict(kind="screens", path=SCREENS, share=0.5, turns=1, tasks=dict(caption=1.0, list=0)),
+    "screen_labels": dict(kind="screen_labels", path=SCREENS, share=0.5)}
+
+
+def refusal(config, vision=True, objective=None) -> str:
+  chat = ChatFormat(Tokenizer(), MODEL.anyres if vision else None, MODEL.tokens_per_tile)
+  with warnings.catch_warnings(), pytest.raises(ValueError) as error:
+    warnings.simplefilter("error")
+    loader.check({"mine": config}, objective)
+    loader.mixture({"mine": config}, chat, 512, 0)
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_good_source_is_read(kind):
+  chat = ChatFormat(Tokenizer(), MODEL.anyres, MODEL.tokens_per_tile)
+  loader.check({"mine": GOOD[kind]}, "dense" if kind == "screen_labels" else "lm")
+  assert len(loader.mixture({"mine": GOOD[kind]}, chat, 512, 0)[0].tokens)
+  for key in set(GOOD[kind]) - {"window"}:
+    words = "unknown kind None" if key == "kind" else f"'mine' of kind '{kind}' has no key '{key}'"
+    assert words in refusal({k: v for k, v in GOOD[kind].items() if k != key})
+
+
+@pytest.mark.parametrize("kind,change,words", [
+    ("documents", {"shar": 1}, "has an unknown key 'shar'; its keys are kind, share, path, window"),
+    ("documents", {"tasks": {}}, "has an unknown key 'tasks'"), ("documents", {"kind": "novels"}, "unknown kind 'novels'"),
+    ("documents", {"share": -0.5}, "share = -0.5; use a number over 0"), ("documents", {"share": 0}, "share = 0"),
+    ("documents", {"share": "much"}, "share = 'much'"), ("documents", {"share": float("nan")}, "share = nan"),
+    ("documents", {"window": 0}, "window = 0; use a whole number over 0"), ("screens", {"turns": 0}, "turns = 0"), ("screens", {"turns": 1.5}, "turns = 1.5"),
+    ("screens", {"tasks": {"tap": 1.0}}, "weigh names of ground, refer, list, caption, read, color"),
+    ("screens", {"tasks": {"list": -1.0, "read": 2.0}}, "not numbers of at least 0"), ("screens", {"tasks": {"list": 0.0}}, "one of them over 0"),
+    ("screens", {"tasks": {}}, "one of them over 0"), ("reasoning", {"styles": {"medium": 1.0}}, "weigh names of none, long, short"),
+    ("reasoning", {"styles": 3}, "styles = 3"), ("screens", {"path": TEXT}, f"{TEXT} has a record that is no screen"),
+    ("screen_labels", {"path": TEXT}, f"{TEXT} has a record that is no screen"), ("documents", {"path": SCREENS}, f"{SCREENS} has a record without text"),
+    ("documents", {"path": "nowhere"}, "no data at nowhere"), ("documents", {"path": 3}, "path = 3; give the path")])
+def test_a_bad_source_is_refused(kind, change, words):
+  assert words in refusal({**GOOD[kind], **change})
+
+
+@pytest.mark.parametrize("config", [3, None, "documents"])
+def test_a_source_is_a_dict(config):
+  assert "data source 'mine' has unknown kind None" in refusal(config)
+
+
+@pytest.mark.parametrize("kind", ["screens", "screen_labels"])
+def test_screens_need_a_vision_tower(kind):
+  assert "has no vision tower" in refusal(GOOD[kind], vision=False)
+
+
+@pytest.mark.parametrize("kind,objective", [("documents", "dense"), ("screens", "dense"), ("screen_labels", "lm")])
+def test_a_source_serves_its_objective(kind, objective):
+  assert f"does not serve objective '{objective}'" in refusal(GOOD[kind], objective=objective)
+
+
+def test_files_that_are_no_shard(tmp_path):
+  whole = (sources.ASSETS / "text-test.array_record").read_bytes()
+  damaged = bytearray(whole)
+  damaged[len(whole) // 3 : len(whole) // 3 + 2000] = bytes(2000)
+  path = tmp_path / "x.array_record"
+  for data in (b"", b"hello" * 20_000, whole[: len(whole) // 2]):
+    path.write_bytes(data)
+    assert f"{path} is no ArrayRecord shard" in refusal({**GOOD["documents"], "path": str(path)})
+  path.write_bytes(damaged)
+  assert f"{path}: record" in refusal({**GOOD["documents"], "path": str(path)})
+  sample.write_shard(path, [])
+  assert f"{path} holds no records" in refusal({**GOOD["documents"], "path": str(path)})
