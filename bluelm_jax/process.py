@@ -1,6 +1,8 @@
 """Settings of the process that doors make before they compute."""
 
 import ctypes
+import glob
+import importlib.util
 import os
 import pathlib
 import platform
@@ -18,6 +20,14 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20), (_M_ARENA_MAX, 1)):
       libc.mallopt(option, value)
+
+
+def pass_over_absent_tpu() -> None:
+  """Takes the CPU where libtpu is installed only to compile for TPUs elsewhere: it complains at length without one."""
+  if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+    return
+  if not any(glob.glob(pattern) for pattern in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def cache_programs() -> None:

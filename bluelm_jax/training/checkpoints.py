@@ -5,6 +5,7 @@ import pathlib
 import jax
 import orbax.checkpoint as ocp
 
+from bluelm_jax.interop import load
 from bluelm_jax.training.optimizer import paths
 from bluelm_jax.training.state import TrainState
 
@@ -31,10 +32,12 @@ class Checkpoints:
   def restore(self, like: TrainState) -> tuple[TrainState, dict]:
     """The newest state in the shardings of `like`, and the data state."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params),
-        optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-        data=ocp.args.JsonRestore()))
+    step = self._manager.latest_step()
+    with load.reading(self._manager.directory / str(step)):
+      restored = self._manager.restore(step, args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(abstract.params),
+          optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+          data=ocp.args.JsonRestore()))
     flat = paths(restored.params)
     return TrainState(
         step=restored.optimizer["step"],

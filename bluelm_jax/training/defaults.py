@@ -11,10 +11,10 @@ def stage() -> ml_collections.ConfigDict:
   """A locked ConfigDict: an unknown key raises and names the nearest known one."""
   c = ml_collections.ConfigDict()
   c.name = config_dict.placeholder(str)  # the stage's name in logs
-  c.preset = config_dict.placeholder(str)  # a name of models.presets
+  c.preset = config_dict.placeholder(str)  # a name of models.presets; "" takes the model and tokenizer of init_from
   c.seed = 0
   c.steps = 1000
-  c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights
+  c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights. A recipe sets it after its first stage
   c.objective = "lm"  # next-token loss; "dense" trains visual tokens to name what they show
   c.tokenizer = ""  # a tokenizer.json; "" is the one shipped with the package
 
@@ -41,7 +41,10 @@ def stage() -> ml_collections.ConfigDict:
   c.schedule.decay_share = 0.3  # of the steps, for wsd
   c.schedule.final = 0.1  # of the peak, at the end
 
-  c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
+  c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "expert": 1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
+  c.zero = 3  # what fsdp ranks divide (ZeRO, arXiv 1910.02054): 3 weights, gradients and moments; 2 all but the weights
+  c.layout = "striped"  # of rows over context ranks: "striped", "zigzag" or "none"; see kernels.attention.layouts
+  c.execution = ml_collections.ConfigDict({"attention": "", "context_parallel": "", "remat": ""})  # "" is the preset's; see models.config
   c.log_every = 20
   c.checkpoint_every = 500
   c.keep = 1  # checkpoints kept
@@ -58,12 +61,18 @@ def fill(node: ml_collections.ConfigDict, **named) -> None:
 def load(spec) -> ml_collections.ConfigDict:
   """The config of "path/to/file.py[:argument]"."""
   path, _, argument = str(spec).partition(":")
+  found = module(path)
+  return found.get_config(argument) if argument else found.get_config()
+
+
+def module(path):
+  """A config file as a module."""
   if not pathlib.Path(path).is_file():
     raise ValueError(f"no config file at {path}; check the path")
-  module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  return module.get_config(argument) if argument else module.get_config()
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
 
 
 def recipe(file: str, stages: tuple[str, ...], size: str) -> ml_collections.ConfigDict:

@@ -25,20 +25,23 @@ class Metrics:
     """Starts the clock; call it after the first step has compiled."""
     self._since, self._step = time.monotonic(), step
 
-  def write(self, step: int, values: dict, tokens: int, slots: int) -> None:
-    """Logs `values`; `tokens` of `slots` were not padding since the last line."""
+  def write(self, step: int, values: dict, tokens: list[int], slots: int) -> None:
+    """Logs `values`; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
+    # The first line's steps include the one that compiled, before the clock started: it counts in no rate.
+    timed = step - self._step
     seconds = time.monotonic() - self._since
-    per_step = seconds / max(step - self._step, 1)
-    values = {
-        "step": step, **{k: float(v) for k, v in values.items()}, "tokens_per_second": tokens / max(seconds, 1e-9),
-        "padding": 1.0 - tokens / slots, "seconds_per_step": per_step}
+    values = {"step": step, **{k: float(v) for k, v in values.items()}, "padding": 1.0 - sum(tokens) / slots}
+    rate, left = "compiled", "-"
+    if timed:
+      values |= {"tokens_per_second": sum(tokens[-timed:]) / max(seconds, 1e-9), "seconds_per_step": seconds / timed}
+      eta = int(values["seconds_per_step"] * (self._steps - step))
+      rate, left = f"{values['tokens_per_second']:,.0f} tok/s", f"{eta // 60}:{eta % 60:02d}"
     self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
     for key, value in values.items():
       self._board.add_scalar(key, value, step)
-    eta = per_step * (self._steps - step)
     print(
-        f"{self._name:>9} step {step:>5}/{self._steps} | loss {values['loss']:.4f} | {values['tokens_per_second']:,.0f} tok/s | "
-        f"padding {values['padding']:.1%} | eta {int(eta) // 60}:{int(eta) % 60:02d}", file=sys.stderr, flush=True)
+        f"{self._name:>9} step {step:>5}/{self._steps} | loss {values['loss']:.4f} | {rate} | padding {values['padding']:.1%} | eta {left}",
+        file=sys.stderr, flush=True)
     self.start(step)
 
   def close(self) -> None:

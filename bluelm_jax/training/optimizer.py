@@ -38,11 +38,22 @@ def split_trainable(params, patterns) -> tuple[dict, dict]:
     ValueError: a pattern that matches nothing.
   """
   flat = paths(params)
-  for pattern in patterns:
-    if not any(re.fullmatch(pattern, p) for p in flat):
-      raise ValueError(f"trainable pattern {pattern!r} matches no parameter; parameters look like {next(iter(flat))!r}")
+  check_patterns("trainable", patterns, flat)
   chosen = {p for p in flat if any(re.fullmatch(pattern, p) for pattern in patterns)}
   return {p: v for p, v in flat.items() if p in chosen}, {p: v for p, v in flat.items() if p not in chosen}
+
+
+def check_patterns(key: str, patterns, paths) -> None:
+  """Raises ValueError on a pattern that is no regular expression or matches none of the paths."""
+  if not patterns:
+    raise ValueError(f"{key} is empty; name parameters, e.g. '.*'")
+  for pattern in patterns:
+    try:
+      found = any(re.fullmatch(pattern, p) for p in paths)
+    except (re.error, TypeError) as e:
+      raise ValueError(f"{key} pattern {pattern!r} is no regular expression ({e}); mend it") from e
+    if not found:
+      raise ValueError(f"{key} pattern {pattern!r} matches no parameter; parameters look like {next(iter(paths))!r}")
 
 
 def merge(trainable: dict, frozen: dict):

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 
+from bluelm_jax.training import record
 from bluelm_jax.training import stage
 
 _DONE = "done.json"
@@ -12,9 +13,19 @@ _DONE = "done.json"
 
 def stages(config, workdir) -> list[tuple[str, str, object]]:
   """(name, directory, stage config) in order, with `init_from` set along the line."""
+  if "order" not in config:
+    raise ValueError("this config is no recipe; run a stage with python -m bluelm_jax.train")
+  unknown = set(config.order) - set(config.stages)
+  if unknown or not config.order:
+    raise ValueError(f"order {tuple(config.order)} must name stages; use {', '.join(config.stages)}")
+  reference = config.get("evaluation", {}).get("before", config.order[0])
+  if reference not in config.order:
+    raise ValueError(f"evaluation.before = {reference!r} is no stage of the order; use {', '.join(config.order)}")
   found, before = [], ""
   for number, name in enumerate(config.order):
     stage_config = config.stages[name].copy_and_resolve_references()
+    if before and stage_config.init_from:
+      raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from the stage before; empty it, or run the stage with python -m bluelm_jax.train")
     if before:
       stage_config.init_from = before
     before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
@@ -25,14 +36,39 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
 def run(config, workdir) -> None:
   """Runs the stages that are not done; a stage counts as done once done.json names its last step."""
   started = time.monotonic()
-  for name, directory, stage_config in stages(config, workdir):
-    done = pathlib.Path(directory) / _DONE
-    if done.exists() and json.loads(done.read_text())["steps"] == stage_config.steps:
-      print(f"{name}: done before", file=sys.stderr)
+  found = stages(config, workdir)
+  _check(found)
+  for name, directory, stage_config in found:
+    if finished(directory):
+      print(f"{name}: done before, at step {stage_config.steps}", file=sys.stderr)
       continue
     before = time.monotonic()
     stage.run(stage_config, directory)
+    done = pathlib.Path(directory) / _DONE
     temporary = done.with_suffix(".tmp")
     temporary.write_text(json.dumps({"steps": stage_config.steps, "seconds": round(time.monotonic() - before, 1)}))
     temporary.rename(done)
   print(f"recipe: {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def finished(directory) -> bool:
+  """Whether a stage ran to its end."""
+  done = pathlib.Path(directory) / _DONE
+  if not done.exists():
+    return False
+  try:
+    steps = json.loads(done.read_text())["steps"]
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"{done} is damaged; remove it, and the stage goes on from its last checkpoint") from e
+  return steps == record.latest_step(directory)
+
+
+def _check(found) -> None:
+  """Raises ValueError where a stage was trained with another config, or from a run that is there no more."""
+  fresh = None
+  for name, directory, stage_config in found:
+    if record.latest_step(directory) is None:
+      fresh = name
+    elif fresh:
+      raise ValueError(f"{directory} started from an earlier run of {fresh}, which is to be trained anew; remove {directory} too, or choose another --workdir")
+    record.check(directory, stage_config)

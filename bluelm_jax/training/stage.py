@@ -1,7 +1,9 @@
 """One training stage, from its config to its last checkpoint."""
 
+import dataclasses
 import functools
 import pathlib
+import sys
 
 import flax.linen as nn
 import jax
@@ -15,12 +17,18 @@ from bluelm_jax.data import pack
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.data.tokenizer import ASSET
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.interop import compose
+from bluelm_jax.interop import hf_config
 from bluelm_jax.interop import load
+from bluelm_jax.models import config as config_lib
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.models.config import BlueLMConfig
+from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
+from bluelm_jax.training import record
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training.checkpoints import Checkpoints
 from bluelm_jax.training.metrics import Metrics
@@ -31,37 +39,50 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
   Args:
     config: of `training.defaults.stage`.
-    workdir: gets model.json, tokenizer.json, checkpoints/, metrics.jsonl and tensorboard/.
+    workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl and tensorboard/.
     stop_after: leave after this step with a checkpoint, as a preempted run would; for tests.
   """
   workdir = pathlib.Path(workdir)
-  model_config = _model_config(config)
+  checks.workdir(workdir)
+  checks.complete(config)
+  before = record.latest_step(workdir)
+  source = None if config.preset else workdir if before is not None else _source(config)
+  model_config = described_model(config, source)
   model = serialize.build(model_config)
-  tokenizer = Tokenizer(config.tokenizer or ASSET)
-  _check(config, model_config, tokenizer)
-  if (workdir / serialize.FILE_NAME).exists() and serialize.load(workdir) != model_config:
+  shipped, end_ids = (source / "tokenizer.json", hf_config.end_ids(source)) if source else (ASSET, ())
+  tokenizer = Tokenizer(config.tokenizer or shipped, end_ids)
+  checks.values(config, model_config, tokenizer)
+  if before is not None and not config_lib.same_weights(serialize.load(workdir), model_config):
     raise ValueError(f"{workdir} holds a checkpoint of another preset; choose another --workdir or the old preset")
+  record.check(workdir, config)
+  if before is not None and before >= config.steps:
+    print(f"{config.name}: already at step {before} of {config.steps}", file=sys.stderr)
+    return
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
   batches = loader.batches(config.data.sources, chat, spec, config.seed)
+  _try(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
-  begun = any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))  # others are half-written
-  state = _initial_state(config, model, tx, mesh, from_file=not begun)
+  state = _initial_state(config, model, tx, mesh, from_file=before is None)
 
   # All that can be refused has been; from here on the workdir is written to.
   workdir.mkdir(parents=True, exist_ok=True)
-  _describe(workdir, model_config, tokenizer)
+  record.write(workdir, config)
+  if before is None:
+    _describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
   checkpoints = Checkpoints(workdir, config.keep)
   if checkpoints.latest_step() is not None:
     state, data_state = checkpoints.restore(state)
     batches.set_state(data_state)
-  _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, min(config.steps, stop_after or config.steps))
-  checkpoints.close()
+  try:
+    _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, min(config.steps, stop_after or config.steps))
+  finally:
+    checkpoints.close()
 
 
 def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last):
-  step_fn = jax.jit(state_lib.make_train_step(model, tx, config.objective), donate_argnums=0)
+  step_fn = jit_step(config, model, tx, jax.tree.map(lambda x: x.sharding, state))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
   metrics = Metrics(workdir, config.name, config.steps)
   step, pending, first = int(state.step), [], True
@@ -78,6 +99,7 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
         _log(metrics, step, jax.device_get(pending), spec)
         pending = []
       if step % config.checkpoint_every == 0 or step == last:
+        _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
         checkpoints.save(state, batches.get_state())
   metrics.close()
 
@@ -85,24 +107,42 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
 def _log(metrics, step, values, spec):
   """Averages loss over tokens, not over steps."""
   sums = {k: float(np.sum([v[k] for v in values])) for k in values[0]}
+  _refuse_broken(step, values)
   loss = float(np.sum([v["loss"] * v["loss_tokens"] for v in values])) / max(sums["loss_tokens"], 1.0)
-  if not np.isfinite(loss):
-    raise ValueError(f"the loss is {loss} at step {step}; lower optimizer.learning_rate or raise schedule.warmup")
   scalars = {
       "loss": loss, "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
       "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0)}
-  metrics.write(step, scalars, int(sums["tokens"]), spec.rows * spec.length * len(values))
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
+
+
+def _refuse_broken(step, values):
+  for v in values:
+    if not np.isfinite(v["loss"]):
+      raise ValueError(f"the loss is {v['loss']} by step {step}; lower optimizer.learning_rate or raise schedule.warmup")
 
 
 def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, chat_lib.ChatFormat]:
   """The shapes of a batch and the chat format of a model on a mesh."""
-  groups = mesh.shape["data"] * mesh.shape["fsdp"]
+  groups = rules.ways(mesh, "batch")
+  sharers = rules.ways(mesh, "tiles") // groups
+  if config.data.tile_slots % sharers:
+    raise ValueError(f"data.tile_slots {config.data.tile_slots} do not divide over the {sharers} context and tensor ranks of a group; use a multiple")
   multimodal = isinstance(model_config, BlueLMConfig)
   anyres = model_config.anyres if multimodal else None
   tokens_per_tile = model_config.tokens_per_tile if multimodal else 1
   spec = pack.PackSpec(
       config.data.rows, config.data.length, groups, config.data.tile_slots, anyres.tile_size if anyres else 1, tokens_per_tile)
   return spec, chat_lib.ChatFormat(tokenizer, anyres, tokens_per_tile)
+
+
+def _try(batches, spec) -> None:
+  """Draws a batch and winds back: data that cannot be read or packed are refused before anything is written."""
+  start = batches.get_state()
+  try:
+    next(batches)
+  except MemoryError as e:
+    raise ValueError(f"a batch of {spec.rows} rows of {spec.length} tokens does not fit the memory; lower data.rows, data.length or data.tile_slots") from e
+  batches.set_state(start)
 
 
 def put_batch(batch: PackedBatch, sharding) -> PackedBatch:
@@ -114,53 +154,90 @@ def put_batch(batch: PackedBatch, sharding) -> PackedBatch:
   return PackedBatch(*map(put, batch))
 
 
-def _model_config(config):
-  if config.preset not in presets.PRESETS:
-    raise ValueError(f"preset {config.preset!r} is unknown; use {', '.join(presets.PRESETS)}")
-  return presets.PRESETS[config.preset]()
+def described_model(config, source=None):
+  """The model of a stage, computed as `config.execution` says: its preset, or without one that of its checkpoint.
+
+  Args:
+    source: where that checkpoint lies; None is `init_from`.
+  """
+  checks.execution(config)
+  if not config.preset:
+    model_config = _described_in(source or _source(config))
+  elif config.preset in presets.PRESETS:
+    model_config = presets.PRESETS[config.preset]()
+  else:
+    raise ValueError(f"preset {config.preset!r} is unknown; use {', '.join(presets.PRESETS)}, or '' for the model of init_from")
+  if isinstance(model_config, config_lib.VisionConfig):
+    raise ValueError(f"{f'preset {config.preset!r}' if config.preset else config.init_from} is a vision tower and predicts no tokens; use a language model or a BlueLM")
+  return config_lib.with_execution(model_config, **{k: v for k, v in config.execution.items() if v})
 
 
-def _check(config, model_config, tokenizer):
-  decoder = getattr(model_config, "decoder", model_config)
-  if tokenizer.vocab_size > decoder.vocab_size:
-    raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, preset {config.preset} {decoder.vocab_size}; use a matching tokenizer")
-  if config.data.length > decoder.context:
-    raise ValueError(f"data.length {config.data.length} exceeds the context of {config.preset}, {decoder.context}; lower it")
-  if config.objective not in ("lm", "dense"):
-    raise ValueError(f"objective {config.objective!r} is unknown; use lm or dense")
-  if config.steps < 1 or config.log_every < 1 or config.checkpoint_every < 1:
-    raise ValueError("steps, log_every and checkpoint_every must be at least 1")
+def _source(config) -> pathlib.Path:
+  """The checkpoint whose model and tokenizer a stage without a preset takes."""
+  if not config.init_from:
+    raise ValueError("preset and init_from are both empty; name a preset, or the checkpoint whose model is to be trained")
+  return load.checkpoint_directory(config.init_from)
 
 
-def _describe(workdir, model_config, tokenizer):
-  """model.json and tokenizer.json, once."""
-  if (workdir / serialize.FILE_NAME).exists():
-    return
-  (workdir / "tokenizer.json").write_bytes(tokenizer.path.read_bytes())
+def _described_in(directory: pathlib.Path):
+  """The model of a checkpoint, with parameters in float32 for the optimizer; activations stay as they are."""
+  model_config = load.open_checkpoint(directory)[0] if (directory / "config.json").is_file() else serialize.load(directory)
+  if isinstance(model_config, BlueLMConfig):
+    parts = {n: dataclasses.replace(getattr(model_config, n), param_dtype="float32") for n in ("vision", "decoder")}
+    return dataclasses.replace(model_config, **parts)
+  return dataclasses.replace(model_config, param_dtype="float32")
+
+
+def _describe(workdir, model_config, tokenizer, companions) -> None:
+  """model.json, tokenizer.json and what else stood beside the weights."""
+  for name, data in {**companions, "tokenizer.json": tokenizer.path.read_bytes()}.items():
+    (workdir / name).write_bytes(data)
   serialize.save(model_config, workdir)
 
 
-def _initial_state(config, model, tx, mesh, from_file: bool) -> state_lib.TrainState:
-  """Random or loaded parameters, placed on the mesh."""
+def jit_step(config, model, tx, shardings: state_lib.TrainState):
+  """The stage's train step, compiled at its first call; the state stays where `shardings` say."""
+  step = state_lib.make_train_step(model, tx, config.objective, config.layout)
+  kind = shardings.step.mesh.devices.flat[0].device_kind
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
+
+
+def abstract_state(config, model, tx, mesh):
+  """(create(key, params=None) -> TrainState, its shapes, its shardings); nothing is computed."""
   method = "init_all" if isinstance(model.config, BlueLMConfig) else None
   init = functools.partial(model.init, method=method)
   tokens = jnp.zeros((1, 8), jnp.int32)
   boxed = jax.eval_shape(init, jax.random.key(0), tokens)["params"]
-  shardings = rules.param_shardings(mesh, boxed)
+  placed = optimizer_lib.paths(rules.param_shardings(mesh, boxed))
 
   def create(key, params=None):
-    params = nn.meta.unbox(init(key, tokens)["params"]) if params is None else params
+    if params is None:
+      params = nn.meta.unbox(init(key, tokens)["params"])
+    else:  # a file may hold another precision
+      params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, nn.meta.unbox(boxed))
     trainable, frozen = optimizer_lib.split_trainable(params, config.trainable)
+    if config.optimizer.lr_factors:
+      optimizer_lib.check_patterns("optimizer.lr_factors", [f["path"] for f in config.optimizer.lr_factors.values()], {**trainable, **frozen})
     return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable))
 
+  shapes = jax.eval_shape(create, jax.random.key(config.seed))
+  shardings = _state_shardings(shapes, placed, rules.replicated(mesh))
+  if config.zero == 2:  # gradients and moments in pieces, weights whole
+    whole = optimizer_lib.paths(rules.param_shardings(mesh, boxed, pieces=False))
+    parts = ({p: whole[p] for p in part} for part in (shardings.trainable, shardings.frozen))
+    shardings = shardings._replace(trainable=next(parts), frozen=next(parts))
+  return create, shapes, shardings
+
+
+def _initial_state(config, model, tx, mesh, from_file: bool) -> state_lib.TrainState:
+  """Random or loaded parameters, placed on the mesh."""
+  create, _, shardings = abstract_state(config, model, tx, mesh)
   key = jax.random.key(config.seed)
-  shapes = jax.eval_shape(create, key)
-  flat = optimizer_lib.paths(shardings)
-  out = _state_shardings(shapes, flat, rules.replicated(mesh))
   if config.init_from and from_file:
     params = load.load_params(config.init_from, model.config)
-    return jax.jit(create, out_shardings=out)(key, jax.device_put(params, shardings))
-  return jax.jit(create, out_shardings=out)(key)
+    placed = optimizer_lib.merge(shardings.trainable, shardings.frozen)
+    return jax.jit(create, out_shardings=shardings)(key, jax.device_put(params, placed))
+  return jax.jit(create, out_shardings=shardings)(key)
 
 
 def _state_shardings(shapes, flat: dict, replicated):

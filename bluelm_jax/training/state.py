@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from bluelm_jax.data.batch import PackedBatch
+from bluelm_jax.kernels.attention import layouts
 from bluelm_jax.kernels.cross_entropy import token_log_probs
+from bluelm_jax.sharding import rules
 from bluelm_jax.training import optimizer as optimizer_lib
+
+
+_BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index")
 
 
 class TrainState(NamedTuple):
@@ -25,6 +30,20 @@ class TrainState(NamedTuple):
   @property
   def params(self):
     return optimizer_lib.merge(self.trainable, self.frozen)
+
+
+def arrange(batch: PackedBatch, layout: str) -> PackedBatch:
+  """The batch with the tokens of each row in the order the context ranks of the mesh hold them.
+
+  Visual tokens are placed by `vision_index`, which moves along, so this equals permuting after they are placed.
+  The loss is a sum over positions and does not change; `layouts.undo` brings other outputs back in order.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  ranks = 1 if mesh.empty else rules.ways(mesh, "sequence")
+  if ranks == 1:
+    return batch
+  order_BS = layouts.order(layout, batch.positions, batch.segment_ids, ranks)
+  return batch._replace(**{name: rules.constrain(layouts.permute(getattr(batch, name), order_BS), "batch", "sequence") for name in _BY_TOKEN})
 
 
 def apply_batch(model, params, batch: PackedBatch):
@@ -54,10 +73,16 @@ def loss_sums(model, params, batch: PackedBatch, objective: str = "lm"):
   return jnp.sum(row_losses(model, params, batch, objective)), jnp.sum(batch.loss_weights)
 
 
-def make_train_step(model, tx: optax.GradientTransformation, objective: str = "lm"):
-  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count."""
+def make_train_step(model, tx: optax.GradientTransformation, objective: str = "lm", layout: str = "none"):
+  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count.
+
+  Args:
+    layout: of rows over context ranks, a name of `kernels.attention.layouts`.
+  """
 
   def step(state: TrainState, batch: PackedBatch):
+    batch = arrange(batch, layout)
+
     def loss_fn(trainable):
       total, count = loss_sums(model, optimizer_lib.merge(trainable, state.frozen), batch, objective)
       return total / jnp.maximum(count, 1.0), count

@@ -1,0 +1,84 @@
+"""What a stage refuses before it reads weights or writes anything."""
+
+import math
+import pathlib
+
+from ml_collections import ConfigDict
+
+from bluelm_jax.data import loader
+from bluelm_jax.kernels.attention import api
+from bluelm_jax.kernels.attention import layouts
+from bluelm_jax.kernels.attention import ring
+from bluelm_jax.sharding import remat
+from bluelm_jax.training import defaults
+
+_GREATEST = 1e38  # of float32
+_RULES = (
+    ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep")),
+    ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62, ("seed", "schedule.warmup")),
+    ("positive", lambda v: 0 < v < _GREATEST, ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps")),
+    ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share",)),
+)
+_EXECUTION = {"attention": api.IMPLEMENTATIONS, "context_parallel": ring.STRATEGIES, "remat": remat.POLICIES}
+_OPEN = ("sources", "lr_factors")  # parts of a config whose keys a user chooses
+
+
+def workdir(path) -> None:
+  """Raises ValueError where no directory can be."""
+  there = next(p for p in (pathlib.Path(path).absolute(), *pathlib.Path(path).absolute().parents) if p.exists())
+  if not there.is_dir():
+    raise ValueError(f"{there} is a file; choose another --workdir")
+
+
+def complete(config) -> None:
+  """Raises ValueError on a config that is no stage's, or lacks one of its keys."""
+  if isinstance(config, dict) or "preset" not in config:  # a plain dict lacks what a ConfigDict has
+    raise ValueError("this config is no stage; run a recipe with python -m bluelm_jax.recipe")
+  _complete(config, defaults.stage())
+
+
+def _complete(config, like, prefix=""):
+  for key, value in like.items():
+    if key not in config or isinstance(value, ConfigDict) and not isinstance(config[key], ConfigDict):
+      raise ValueError(f"the config has no {prefix}{key}; begin it with defaults.stage()")
+    if isinstance(value, ConfigDict) and key not in _OPEN:
+      _complete(config[key], value, f"{prefix}{key}.")
+
+
+def execution(config) -> None:
+  """Raises ValueError on an unknown name in `config.execution`."""
+  for key, names in _EXECUTION.items():
+    if config.execution[key] and config.execution[key] not in names:
+      raise ValueError(f"execution.{key} {config.execution[key]!r} is unknown; use {', '.join(names)}")
+
+
+def values(config, model_config, tokenizer) -> None:
+  """Raises ValueError on values that are out of range or do not fit together."""
+  decoder = getattr(model_config, "decoder", model_config)
+  model = f"preset {config.preset}" if config.preset else f"the model of {config.init_from}"
+  if not config.name:
+    raise ValueError("name is empty; call the stage something")
+  if tokenizer.vocab_size > decoder.vocab_size:
+    raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {model} {decoder.vocab_size}; use a matching tokenizer")
+  if config.data.length > decoder.context:
+    raise ValueError(f"data.length {config.data.length} exceeds the context of {model}, {decoder.context}; lower it")
+  if config.layout not in layouts.LAYOUTS:
+    raise ValueError(f"layout {config.layout!r} is unknown; use {', '.join(layouts.LAYOUTS)}")
+  if config.objective not in ("lm", "dense"):
+    raise ValueError(f"objective {config.objective!r} is unknown; use lm or dense")
+  if config.zero not in (2, 3):
+    raise ValueError(f"zero {config.zero} is not offered; use 3 (weights in pieces too) or 2 (weights whole)")
+  if config.data.rows < 1 or config.data.length < 1 or config.data.tile_slots < 0:
+    raise ValueError(f"a batch of {config.data.rows} rows of {config.data.length} tokens and {config.data.tile_slots} tiles is none; raise data.rows, data.length or data.tile_slots")
+  for rule, holds, keys in _RULES:
+    for key in keys:
+      part, _, leaf = key.rpartition(".")
+      value = (config[part] if part else config)[leaf]
+      if not holds(value):
+        raise ValueError(f"{key} {value} must be {rule}")
+  for name, f in config.optimizer.lr_factors.items():
+    if not isinstance(f, ConfigDict) or set(f) != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:
+      raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else")
+  loader.check(config.data.sources, config.objective)

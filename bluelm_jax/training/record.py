@@ -1,0 +1,73 @@
+"""What a workdir was trained with, so that another config is never taken for the same run.
+
+`stage.json` holds the whole config, a name of the run that no other run has, and the name of the run it started
+from. A workdir without a checkpoint has learnt nothing and may get another config.
+"""
+
+import json
+import pathlib
+import uuid
+
+from bluelm_jax.interop import load
+
+FILE_NAME = "stage.json"
+# How a stage is computed, printed and saved; what it learns does not depend on these.
+_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep")
+
+
+def latest_step(workdir) -> int | None:
+  """The step of the newest finished checkpoint; directories without a number are half-written."""
+  return max((int(p.name) for p in (pathlib.Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()), default=None)
+
+
+def check(workdir, config) -> None:
+  """Raises ValueError if the checkpoint in `workdir` was trained with another config, or from another start."""
+  file = pathlib.Path(workdir) / FILE_NAME
+  if latest_step(workdir) is None or not file.exists():
+    return
+  try:
+    stored = json.loads(file.read_text())
+    old, start = _flat(stored["config"]), stored["start"]
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(f"{file} is damaged; restore it, or choose another --workdir") from e
+  new = _flat(config.to_dict())
+  fix = f"choose another --workdir, or remove {workdir} to train it anew"
+  for key in sorted(old | new):
+    if key != "init_from" and key.split(".")[0] not in _FREE and old.get(key) != new.get(key):
+      raise ValueError(f"{workdir} was trained with {key} = {old.get(key, 'absent')}, now it is {new.get(key, 'absent')}; set it back, {fix}")
+  found = _start(config.init_from)
+  if found == start or found is None and old["init_from"] == new["init_from"]:  # what it started from is needed no more
+    return
+  raise ValueError(f"{workdir} started from {old['init_from']}, and init_from = {new['init_from']} is not that run; set it back, {fix}")
+
+
+def write(workdir, config) -> None:
+  """Records the config of a run that begins; keeps the record of one that goes on."""
+  file = pathlib.Path(workdir) / FILE_NAME
+  if file.exists() and latest_step(workdir) is not None:
+    return
+  values = {"run": uuid.uuid4().hex, "start": _start(config.init_from), "config": config.to_dict()}
+  temporary = file.with_suffix(".tmp")
+  temporary.write_text(json.dumps(values, indent=1))
+  temporary.rename(file)
+
+
+def _start(init_from: str) -> str | None:
+  """The run that made the checkpoint at `init_from`, or its place where it has no record; None where there is none."""
+  if not init_from:
+    return ""
+  try:
+    directory = load.checkpoint_directory(init_from)
+    return json.loads((directory / FILE_NAME).read_text())["run"]
+  except FileNotFoundError:
+    return str(directory.absolute())
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, str]:
+  """{"data.rows": "8"}: a nested dict by dotted names, its values as JSON."""
+  flat = {}
+  for key, value in values.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value)}
+  return flat
