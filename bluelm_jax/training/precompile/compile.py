@@ -1,0 +1,75 @@
+"""The real train step of a stage, compiled for chips that are not here."""
+
+import time
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bluelm_jax.data import pack
+from bluelm_jax.data.batch import PackedBatch
+from bluelm_jax.data.tokenizer import ASSET
+from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.models import serialize
+from bluelm_jax.sharding import rules
+from bluelm_jax.training import optimizer as optimizer_lib
+from bluelm_jax.training import stage
+from bluelm_jax.training import state as state_lib
+
+
+class Described(NamedTuple):
+  """A train step and what it takes, nothing computed.
+
+  Attributes:
+    step: jitted step(state, batch); trace it with `mesh` in context.
+    state, batch: ShapeDtypeStructs with shardings.
+  """
+
+  step: Callable
+  state: state_lib.TrainState
+  batch: PackedBatch
+  spec: pack.PackSpec
+  mesh: jax.sharding.Mesh
+
+
+class Compiled(NamedTuple):
+  """jax's compiled program of a described step, and the seconds it took to trace, lower and compile."""
+
+  program: jax.stages.Compiled
+  described: Described
+  seconds: float
+
+
+def describe(config, devices) -> Described:
+  """The step that `stage.run` would run on these devices; reads no data and no weights."""
+  model = serialize.build(stage.described_model(config))
+  tokenizer = Tokenizer(config.tokenizer or ASSET)
+  mesh = rules.make_mesh(config.mesh.to_dict(), devices)
+  spec, _ = stage.batch_shape(config, model.config, mesh, tokenizer)
+  tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
+  _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return Described(stage.jit_step(config, model, tx, shardings), state, abstract_batch(spec, rules.batch_sharding(mesh)), spec, mesh)
+
+
+def compile_stage(config, devices) -> Compiled:
+  """Compiles the step of a stage.
+
+  Raises:
+    jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, when it does not fit.
+  """
+  d = describe(config, devices)
+  start = time.perf_counter()
+  with jax.set_mesh(d.mesh):
+    program = d.step.lower(d.state, d.batch).compile()
+  return Compiled(program, d, time.perf_counter() - start)
+
+
+def abstract_batch(spec: pack.PackSpec, sharding=None) -> PackedBatch:
+  """Shapes and dtypes of a PackedBatch."""
+  struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+  row = lambda dtype=jnp.int32: struct(dtype, spec.rows, spec.length)
+  return PackedBatch(
+      tokens=row(), targets=row(), loss_weights=row(jnp.float32), segment_ids=row(), positions=row(), vision_index=row(),
+      tiles=struct(jnp.uint8, spec.groups, spec.tile_slots, spec.tile_size, spec.tile_size, 3),
+      tile_places=struct(jnp.int32, spec.groups, spec.tile_slots))

@@ -1,0 +1,60 @@
+"""The GPU kernels compiled for a described H100, with no GPU: nothing runs, so this proves what the compiler accepts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bluelm_jax.kernels.attention import masks
+from bluelm_jax.kernels.attention import pallas_gpu
+from bluelm_jax.kernels.attention import pallas_triton
+from bluelm_jax.training.precompile import topology
+
+try:
+  DEVICES = topology.devices("h100:1")
+except ValueError as missing:
+  pytest.skip(str(missing), allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return jax.sharding.Mesh(np.array(DEVICES), ("data",))
+
+
+def _compile(module, mesh, head, causal, packed, dtype=jnp.bfloat16, window=None, Q=1000):
+  """The texts of the compiled forward and backward pass."""
+  D, V = head
+  B, H, K = 2, 4, 2
+  struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P()))
+  numbers = [struct((B, Q), jnp.int32)] * 4
+  q, k, v, d_out = (struct((B, Q, *rest), dtype) for rest in ((H, D), (K, D), (K, V), (H, V)))
+  row = struct((B, Q, H), jnp.float32)
+  def mask(q_positions, k_positions, q_ids, k_ids):
+    return masks.make(q_positions, k_positions, *((q_ids, k_ids) if packed else (None, None)), causal=causal, window=window)
+  forward = lambda numbers, *x: module.forward(*x, mask(*numbers), 0.1)
+  backward = lambda numbers, q, k, v, *x: module.backward(q, k, v, mask(*numbers), 0.1, *x)
+  with jax.set_mesh(mesh):
+    return [jax.jit(run).lower(numbers, *args).compile().as_text()
+            for run, args in ((forward, (q, k, v)), (backward, (q, k, v, row, row, d_out)))]
+
+
+@pytest.mark.parametrize("module", [pallas_triton, pallas_gpu], ids=["triton", "hopper"])
+@pytest.mark.parametrize(
+    "head, causal, packed, more",
+    [((D, D), causal, packed, {}) for D in (64, 128) for causal in (False, True) for packed in (False, True)]
+    + [((80, 80), True, False, {}), ((72, 72), False, True, {"Q": 1024}), ((192, 128), True, True, {}),
+       ((128, 128), True, True, {"window": 100}), ((64, 64), False, False, {"Q": 1024, "dtype": jnp.float16})])
+def test_compiles(module, head, causal, packed, more, mesh):
+  texts = _compile(module, mesh, head, causal, packed, **more)
+  for text, names in zip(texts, (["attention_forward"], ["attention_dq", "attention_dkv"])):
+    assert all(name in text for name in names)
+
+
+def test_triton_compiles_in_float32(mesh):
+  _compile(pallas_triton, mesh, (128, 128), True, True, jnp.float32)
+
+
+def test_hopper_kernels_are_chosen_for_the_described_chip(mesh):
+  x = jax.ShapeDtypeStruct((1, 512, 4, 128), jnp.bfloat16)
+  with jax.set_mesh(mesh):
+    assert pallas_gpu.choice(x, x, x) == ("pallas_gpu", "NVIDIA H100 80GB HBM3")
