@@ -24,7 +24,8 @@ def main(argv):
 
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   directories = {name: pathlib.Path(d) for name, d, _ in recipe.stages(config, workdir)}
-  missing = [name for name, d in directories.items() if not (d / "done.json").exists()]
+  runner.check(config.evaluation)
+  missing = [name for name, d in directories.items() if not recipe.finished(d)]
   if missing:
     raise ValueError(f"stage {missing[0]!r} is not finished in {workdir}; run python -m bluelm_jax.recipe first")
   process.cache_programs()

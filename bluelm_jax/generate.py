@@ -3,6 +3,8 @@
   python -m bluelm_jax.generate --checkpoint=DIR --image=screen.png --prompt="Point to the red button." [--thinking]
 """
 
+import itertools
+import os
 import pathlib
 import sys
 
@@ -17,24 +19,30 @@ _IMAGE = flags.DEFINE_multi_string("image", [], "An image shown before the promp
 _THINKING = flags.DEFINE_bool("thinking", False, "Whether the model thinks before it answers.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "New tokens at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k most probable tokens; 0 keeps all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the most probable tokens up to this mass.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Keep the k most probable tokens; all where it is absent or 0.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Keep the most probable tokens up to this mass; all where it is absent.")
+_SEED = flags.DEFINE_integer("seed", None, "Of the sampling; 0 where it is absent.")
 
 
 def main(argv):
   del argv
+  sampling = {f.name: f.value for f in (_TOP_K, _TOP_P, _SEED) if f.value is not None}
+  if sampling and _TEMPERATURE.value == 0:
+    raise ValueError(f"--{next(iter(sampling))} has no effect at temperature 0; give a --temperature or leave it out")
   process.keep_memory()
   process.cache_programs()
   from bluelm_jax.inference import conversation
   from bluelm_jax.inference.generate import Options
 
-  options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
+  options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, **sampling)
   speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value))
-  for piece in speaker.reply(_PROMPT.value, _IMAGE.value, _THINKING.value, options):
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-  print()
+  pieces = speaker.reply(_PROMPT.value, _IMAGE.value, _THINKING.value, options)
+  try:
+    for piece in itertools.chain(pieces, ["\n"]):
+      sys.stdout.write(piece)
+      sys.stdout.flush()
+  except BrokenPipeError:  # the reader has had enough, e.g. `| head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

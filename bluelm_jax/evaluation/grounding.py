@@ -11,6 +11,7 @@ from bluelm_jax.data.tasks import screens
 from bluelm_jax.inference.generate import Options
 
 ROWS, SLOTS = 24, 160
+VAIN_DRAWS = 1000  # draws in a row that bring nothing new, before we say that there is no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ def items(path: str, count: int, seed: int) -> list[Item]:
     image = images.decode(sample.images[0])
     for j in rng.permutation(len(named))[:3]:
       found.append(Item(int(i), image, sample.meta["language"], named[j][0], tuple(named[j][1]["box"])))
+  if len(found) < count:
+    raise ValueError(f"{path} has no {count} elements to point at; lower evaluation.grounding_items")
   return found[:count]
 
 
@@ -78,28 +81,37 @@ def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> di
   return result
 
 
-def compare_screens(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
-  """Multi-step questions on screens ("which is higher?"), answered at once and after thinking.
+def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
+  """Multi-step questions on held-out screens ("is the top button red or blue?"), at once and thinking, with the screen and blank ones.
 
   Returns:
-    "items", and per style, and for "no image" (a blank screen, answered at once), an array of right answers;
-    the replies under "STYLE replies".
+    "items", "screens" (the screen each is about), and for each condition, "STYLE" or "STYLE blank", an array of
+    right answers; the replies under "STYLE replies".
   """
-  shard, rng, made = sources.read_shard(path), np.random.default_rng(seed), []
-  while len(made) < count:
-    sample = shard[int(rng.integers(len(shard)))]
-    question = screens.higher(sample.meta["elements"], sample.meta, rng)
-    if question is not None:
+  shard, rng, made, about, asked = sources.read_shard(path), np.random.default_rng(seed), [], [], set()
+  vain = 0
+  while len(made) < count and vain < VAIN_DRAWS:
+    vain += 1
+    at = int(rng.integers(len(shard)))
+    sample = shard[at]
+    question = screens.color(sample.meta["elements"], sample.meta, rng)
+    if question is not None and (at, question[0]) not in asked:
+      vain = 0
+      asked.add((at, question[0]))
       made.append((images.decode(sample.images[0]), sample.meta["language"], *question))
-  result = {"items": made}
-  for condition in ("none", "short", "long", "no image"):
-    style, prompts = "none" if condition == "no image" else condition, []
+      about.append(at)
+  if len(made) < count:
+    raise ValueError(f"{path} has no {count} different questions; lower evaluation.screen_items")
+  result = {"items": made, "screens": np.array(about)}
+  for condition in ("none", "none blank", "short", "long", "long blank"):
+    style, _, blank = condition.partition(" ")
+    prompts = []
     for image, language, ask, _, _ in made:
       text = ask if style == "none" else f"{ask} {reasoning.HINTS[style][language]}"
-      image = np.full_like(image, 127) if condition == "no image" else image
+      image = np.full_like(image, 127) if blank else image
       message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
       prompts.append(chat.prompt([message], thinking=style != "none"))
-    said = replies(generator, tokenizer, prompts, Options(max_tokens=4 if style == "none" else 64), ROWS, SLOTS)
-    result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer for r, (*_, answer) in zip(said, made)])
+    said = replies(generator, tokenizer, prompts, Options(max_tokens=4 if style == "none" else 48), ROWS, SLOTS)
+    result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer.strip() for r, (*_, answer) in zip(said, made)])
     result[f"{condition} replies"] = said
   return result

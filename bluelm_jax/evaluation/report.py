@@ -39,8 +39,8 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
   values = {
       "figures": [dataclasses.asdict(f) for f in results.figures],
       "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues}
-  (output / "report.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
-  cv2.imwrite(str(output / "grounding.png"), picture(results.points))
+  _put(output / "report.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
+  _put(output / "grounding.png", cv2.imencode(".png", picture(results.points))[1].tobytes())
   parts = [
       "<!doctype html><meta charset=utf-8><title>bluelm_jax report</title>", f"<style>{_STYLE}</style><h1>bluelm_jax: what this run learned</h1>",
       "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
@@ -48,9 +48,14 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
       _claims(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
       "</div><h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
       *map(_screen, results.points[:18]), "<h2>Dialogues</h2>", *map(_dialogue, results.dialogues)]
-  temporary = output / "report.tmp"
-  temporary.write_text("\n".join(parts))
-  temporary.rename(output / "report.html")
+  _put(output / "report.html", "\n".join(parts).encode())
+
+
+def _put(path: pathlib.Path, data: bytes) -> None:
+  """Whole or not at all."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_bytes(data)
+  temporary.rename(path)
 
 
 def _figures(results):

@@ -7,6 +7,7 @@ from bluelm_jax.data import pack
 from bluelm_jax.data import sources
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.evaluation.grounding import replies
+from bluelm_jax.evaluation.grounding import VAIN_DRAWS
 from bluelm_jax.inference.generate import Options
 from bluelm_jax.training import state
 
@@ -43,11 +44,14 @@ def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int =
 
 def problems(count: int, seed: int) -> list[reasoning.Problem]:
   """Distinct held-out problems, tasks in turn."""
-  rng, found = np.random.default_rng(seed), {}
+  rng, found, vain = np.random.default_rng(seed), {}, 0
   tasks = list(reasoning.LENGTHS)
-  while len(found) < count:
+  while len(found) < count and vain < VAIN_DRAWS:
     problem = reasoning.make(rng, tasks[len(found) % len(tasks)], held_out=True)
+    vain = vain + 1 if problem.question in found else 0
     found.setdefault(problem.question, problem)
+  if len(found) < count:
+    raise ValueError(f"there are not {count} held-out problems; lower evaluation.reasoning_items")
   return list(found.values())
 
 

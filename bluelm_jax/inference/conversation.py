@@ -11,6 +11,7 @@ from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.inference.generate import Generator
 from bluelm_jax.inference.generate import Options
+from bluelm_jax.interop import hf_config
 from bluelm_jax.interop import load
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.config import VisionConfig
@@ -29,11 +30,14 @@ class Speaker:
     config = model.config
     if isinstance(config, VisionConfig):
       raise ValueError(f"{directory} is a vision tower and cannot speak; give a language model or a BlueLM")
-    self.tokenizer = Tokenizer(directory / "tokenizer.json")
+    self.tokenizer = Tokenizer(directory / "tokenizer.json", hf_config.end_ids(directory))
+    vocab_size = getattr(config, "decoder", config).vocab_size
+    if self.tokenizer.vocab_size > vocab_size:
+      raise ValueError(f"tokenizer {self.tokenizer.path} has {self.tokenizer.vocab_size} tokens, the model {vocab_size}; use a matching tokenizer")
     multimodal = isinstance(config, BlueLMConfig)
     self.chat = chat_lib.ChatFormat(
         self.tokenizer, config.anyres if multimodal else None, config.tokens_per_tile if multimodal else 1)
-    self.generator = Generator(model, params, self.tokenizer.end_id)
+    self.generator = Generator(model, params, self.tokenizer.end_ids)
 
   def reply(self, prompt: str, image_paths: Sequence[str], thinking: bool, options: Options) -> Iterator[str]:
     """Yields pieces of text as they come."""
@@ -42,7 +46,7 @@ class Speaker:
     ids: list[int] = []
     text, written = "", 0
     for step in self.generator.stream([self._prompt(prompt, shown, thinking)], options):
-      if int(step[0]) == self.tokenizer.end_id:
+      if int(step[0]) in self.tokenizer.end_ids:
         break
       ids.append(int(step[0]))
       text = self.tokenizer.decode(ids)
@@ -57,12 +61,11 @@ class Speaker:
       return self.chat.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], thinking)
     if shown or thinking:
       raise ValueError("this tokenizer lacks the chat markers for images and thinking; use a BlueLM checkpoint or a plain prompt")
-    ids = np.asarray(self.tokenizer.encode(prompt), np.int32)
-    if not ids.size:
+    if not self.tokenizer.encode(prompt):
       raise ValueError("the prompt is empty; give some text")
+    ids = np.asarray(self.tokenizer.encode(prompt, add_special_tokens=True), np.int32)
     empty = np.zeros((0, 1, 1, 3), np.uint8)
     return Example(ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1, np.int32), empty, np.zeros(0, np.int32))
 
   def _banned(self) -> tuple[int, ...]:
-    names = ["<image>", "<im_start>", "<im_end>", "<thumbnail>", *(f"<tile_{i}>" for i in range(16))]
-    return tuple(self.tokenizer.special_id(n) for n in names if self.tokenizer.has(n))
+    return tuple(self.tokenizer.special_id(n) for n in chat_lib.IMAGE_MARKERS if self.tokenizer.has(n))

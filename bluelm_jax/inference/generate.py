@@ -4,6 +4,8 @@ Shapes: B batch, P prompt slots, T tiles a row, V vocabulary.
 """
 
 import dataclasses
+import itertools
+import math
 from typing import Iterator, Sequence
 
 import jax
@@ -23,6 +25,7 @@ class Options:
   Attributes:
     max_tokens: at most this many new tokens.
     temperature: 0 is greedy.
+    seed: 32 bits.
     banned: token ids never produced, e.g. image placeholders.
   """
 
@@ -36,15 +39,18 @@ class Options:
   def __post_init__(self):
     if self.max_tokens < 1:
       raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
-    if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-      raise ValueError("sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+    if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf) or not 0 < self.top_p <= 1 or self.top_k < 0:
+      raise ValueError("sampling needs temperature 0 or from 1e-6 on, 0 < top_p <= 1 and top_k >= 0")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
 
 
 class Generator:
-  """Generates for batches of prompts; programs are compiled once a padded shape."""
+  """Generates for batches of prompts, each until a token of `end_ids`; programs are compiled once a padded shape."""
 
-  def __init__(self, model, params, end_id: int):
-    self.model, self.params, self.end_id = model, params, end_id
+  def __init__(self, model, params, end_ids: int | Sequence[int]):
+    self.model, self.params = model, params
+    self.end_ids = (end_ids,) if isinstance(end_ids, int) else tuple(end_ids)
     config = model.config
     self.config = config.decoder if isinstance(config, BlueLMConfig) else config
     self._prefill = jax.jit(self._prefill_fn, static_argnames=("slots", "options"))
@@ -68,16 +74,16 @@ class Generator:
     position = jnp.asarray(lengths)
     for i in range(options.max_tokens):
       found = np.asarray(token)
-      done |= found == self.end_id
+      done |= np.isin(found, self.end_ids)
       yield found[: len(prompts)]
       if done.all() or i + 1 == options.max_tokens:
         return
       token, cache, position = self._step(self.params, token, position, cache, jax.random.fold_in(key, i + 1), options=options)
 
   def generate(self, prompts: Sequence[Example], options: Options, rows: int | None = None, slots: int | None = None) -> list[list[int]]:
-    """The new tokens of each prompt, without the end token."""
+    """The new tokens of each prompt, up to its end token."""
     steps = np.stack(list(self.stream(prompts, options, rows, slots)), axis=1).tolist()
-    return [row[: row.index(self.end_id)] if self.end_id in row else row for row in steps]
+    return [list(itertools.takewhile(lambda token: token not in self.end_ids, row)) for row in steps]
 
   def _pad(self, prompts, rows, slots):
     rows = rows or len(prompts)

@@ -6,8 +6,11 @@ import pytest
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 from bluelm_jax.evaluation import grounding
+from bluelm_jax.evaluation import runner
 from bluelm_jax.evaluation import text
 from bluelm_jax.evaluation.runner import Claim
+from bluelm_jax.training import defaults
+from tests.bench import machine
 
 TEST = "assets/screens-test.array_record"
 
@@ -56,6 +59,29 @@ def test_held_out_problems_are_never_trained_on():
   rng = np.random.default_rng(0)
   trained = {reasoning.make(rng).question for _ in range(20_000)}
   assert not held & trained
+
+
+@pytest.mark.parametrize("change,words", [
+    ({"reasoning_items": 10**9}, "evaluation.reasoning_items = 1000000000; use a whole number from 4 to 10000"),
+    ({"reasoning_items": 3}, "use a whole number from 4"), ({"grounding_items": 0}, "use a whole number from 1"), ({"screen_items": -1}, "screen_items = -1"),
+    ({"seed": -1}, "evaluation.seed = -1"), ({"text": "nowhere"}, "no data at nowhere"), ({"screen": "x"}, "an unknown key 'screen'"), ({"text": None}, "no key 'text'")])
+def test_an_evaluation_is_checked_before_it_starts(change, words):
+  config = defaults.load(f"{machine.ROOT}/configs/recipes/miniature.py").evaluation
+  config.update(change)
+  if config.text is None:
+    del config.text
+  with pytest.raises(ValueError, match=words):
+    runner.check(config)
+
+
+def test_there_are_only_so_many_items():
+  """Asking for more ends soon: where draws bring nothing new."""
+  one = {task: (1, 1) for task in reasoning.LENGTHS}
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="there are not 9999 held-out problems"):
+    patch.setattr(reasoning, "LENGTHS", one)
+    text.problems(9999, 0)
+  with pytest.raises(ValueError, match="has no 9999 elements"):
+    grounding.items(TEST, 9999, 0)
 
 
 @pytest.mark.parametrize("task", list(reasoning.LENGTHS))

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +20,7 @@ import transformers
 
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.inference import conversation
 from bluelm_jax.inference import sampling
 from bluelm_jax.inference.generate import Generator
 from bluelm_jax.inference.generate import Options
@@ -74,7 +77,7 @@ def test_generate_stops_at_the_end_token(speaker):
   generator, chat = speaker
   asked = prompts(chat)[:1]
   free = generator.generate(asked, Options(max_tokens=6))[0]
-  ended = Generator(generator.model, generator.params, end_id=free[2])
+  ended = Generator(generator.model, generator.params, free[2])
   assert ended.generate(asked, Options(max_tokens=6))[0] == free[: free.index(free[2])]
 
 
@@ -98,7 +101,10 @@ def test_a_prompt_beyond_the_context_is_refused(speaker):
 
 
 def test_bad_options_are_refused():
-  for bad in (dict(max_tokens=0), dict(temperature=-1.0), dict(top_p=0.0), dict(top_k=-1)):
+  nan, inf = float("nan"), float("inf")
+  for bad in (
+      dict(max_tokens=0), dict(temperature=-1.0), dict(temperature=nan), dict(temperature=inf), dict(temperature=1e-40), dict(top_p=0.0),
+      dict(top_p=nan), dict(top_k=-1), dict(seed=-1), dict(seed=2**32), dict(seed=10**30)):
     with pytest.raises(ValueError):
       Options(**bad)
 
@@ -136,6 +142,77 @@ def huggingface(tmp_path_factory):
   return directory, model, tokenizer
 
 
+def copy(directory, target, change_tokenizer=None, **files):
+  """A copy of a directory with another tokenizer and other JSON files."""
+  shutil.copytree(directory, target)
+  if change_tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_file(str(target / "tokenizer.json"))
+    change_tokenizer(tokenizer)
+    tokenizer.save(str(target / "tokenizer.json"))
+  for name, values in files.items():
+    (target / f"{name}.json").write_text(json.dumps(values))
+  return target
+
+
+def test_a_plain_prompt_begins_as_the_tokenizer_says(huggingface, tmp_path):
+  directory, _, tokenizer = huggingface
+  bos = tokenizers.processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
+  speaker = conversation.Speaker(copy(directory, tmp_path / "bos", lambda t: setattr(t, "post_processor", bos)))
+  prompt = speaker._prompt("Hi", [], False)
+  assert prompt.tokens.tolist() == [256, *tokenizer.encode("Hi").ids]
+  with pytest.raises(ValueError, match="empty"):
+    speaker._prompt("", [], False)
+
+
+@pytest.mark.parametrize("files", [{"generation_config": {"eos_token_id": [7, 9]}}, {"generation_config": {}, "config": {"eos_token_id": [7, 9]}}])
+@pytest.mark.parametrize("converted", [False, True])
+def test_an_answer_ends_where_the_directory_says(huggingface, tmp_path, files, converted):
+  directory, _, _ = huggingface
+  files = {name: {**json.loads((directory / f"{name}.json").read_text()), "eos_token_id": None, **values} for name, values in files.items()}
+  directory = copy(directory, tmp_path / "ends", **files)
+  if converted:
+    compose.convert(tmp_path / "ours", decoder=directory)
+    directory = tmp_path / "ours"
+  assert conversation.Speaker(directory).generator.end_ids == (256, 7, 9)
+
+
+def test_generation_ends_at_any_end_token(speaker):
+  generator, chat = speaker
+  asked = prompts(chat)[:1]
+  free = generator.generate(asked, Options(max_tokens=6))[0]
+  ended = Generator(generator.model, generator.params, (1151, free[3], free[1]))
+  first = min(free.index(free[1]), free.index(free[3]))
+  assert ended.generate(asked, Options(max_tokens=6))[0] == free[:first]
+  assert len(list(ended.stream(asked, Options(max_tokens=6)))) == first + 1
+
+
+@pytest.mark.parametrize("text,words", [("{}", "is not a tokenizer"), ("x", "is not a tokenizer"), (None, "has 301 tokens, the model 300; use a matching tokenizer")])
+def test_tokenizers_that_do_not_fit_are_refused(huggingface, tmp_path, text, words):
+  grow = lambda t: t.add_tokens([f"extra{i}" for i in range(44)])
+  directory = copy(huggingface[0], tmp_path / "bad", None if text else grow)
+  if text:
+    (directory / "tokenizer.json").write_text(text)
+  with pytest.raises(ValueError) as error:
+    conversation.Speaker(directory)
+  assert words in str(error.value) and str(directory / "tokenizer.json") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_eos_that_is_no_id_is_refused(huggingface, tmp_path):
+  directory = copy(huggingface[0], tmp_path / "bad", generation_config={"eos_token_id": "</s>"})
+  with pytest.raises(ValueError, match="generation_config.json: eos_token_id must be a token id"):
+    conversation.Speaker(directory)
+
+
+def test_the_reader_may_leave(huggingface):
+  """`generate ... | head`: no error, whatever is still to be written."""
+  command = [sys.executable, "-m", "bluelm_jax.generate", f"--checkpoint={huggingface[0]}", "--prompt=Hello", "--max_tokens=40"]
+  read, write = os.pipe()
+  os.close(read)
+  out = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+  os.close(write)
+  assert (out.returncode, out.stderr) == (0, b"")
+
+
 def door(*flags):
   command = [sys.executable, "-m", "bluelm_jax.generate", *flags]
   return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
@@ -151,7 +228,7 @@ def test_converted_huggingface_model_speaks_as_in_transformers(huggingface, tmp_
   for checkpoint in (directory, tmp_path / "ours"):
     out = door(f"--checkpoint={checkpoint}", "--prompt=Hello there", "--max_tokens=10")
     assert out.returncode == 0, out.stderr.decode()
-    assert out.stdout.decode().rstrip("\n").rstrip("\ufffd") == tokenizer.decode(expected).rstrip("\ufffd")
+    assert out.stdout.decode() == tokenizer.decode(expected) + "\n"
 
 
 def test_door_refuses_what_it_cannot_do(huggingface, tmp_path):
@@ -164,6 +241,8 @@ def test_door_refuses_what_it_cannot_do(huggingface, tmp_path):
       ((f"--checkpoint={directory}", "--prompt="), "empty"),
       ((f"--checkpoint={directory}", "--prompt=x", f"--image={tmp_path / 'bad.png'}"), "not a readable image"),
       ((f"--checkpoint={directory}", "--prompt=x", "--image=/no/such.png"), "/no/such.png"),
+      ((f"--checkpoint={directory}", "--prompt=x", "--top_k=0"), "--top_k has no effect at temperature 0"),
+      ((f"--checkpoint={directory}", "--prompt=x", "--temperature=1", "--seed=99999999999999999999"), "seed 99999999999999999999 is out of range"),
       ((f"--checkpoint={directory}",), "prompt")]
   for flags, words in cases:
     out = door(*flags)
