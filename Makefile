@@ -3,17 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/miniature
 
-.PHONY: demo test bench clean
+.PHONY: demo test aot bench clean
 
 demo: .venv/runtime
 	$(BIN)/python -m bluelm_jax.recipe --config=configs/recipes/miniature.py --workdir=$(DEMO)
 	$(BIN)/python -m bluelm_jax.evaluate --config=configs/recipes/miniature.py --workdir=$(DEMO)
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Compiles every kernel and production layout for chips that are not here; an hour on two cores.
+aot: .venv/aot
+	$(BIN)/python -m tests.aot.report
 
 bench: .venv/dev
 	$(BIN)/python -m tests.bench.train_step
+	$(BIN)/python -m tests.bench.attention_cpu
 
 .venv/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,6 +27,10 @@ bench: .venv/dev
 
 .venv/dev: .venv/runtime
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+.venv/aot: .venv/dev
+	$(BIN)/python -m pip install --quiet -e '.[aot]'
 	touch $@
 
 clean:

@@ -25,7 +25,7 @@ def get_config(size: str = "miniature"):
       c.data.sources,
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.6, turns=2,
-          tasks=dict(list=0.4, ground=0.4, refer=0.06, read=0.02, caption=0.02, higher=0.1)),
+          tasks=dict(list=0.35, ground=0.35, refer=0.06, read=0.02, caption=0.02, color=0.2)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.25, window=192),
       reasoning=dict(kind="reasoning", share=0.15, styles=dict(long=0.7, short=0.2, none=0.1)),
   )

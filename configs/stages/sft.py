@@ -26,7 +26,7 @@ def get_config(size: str = "miniature"):
       c.data.sources,
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.7, turns=3,
-          tasks=dict(ground=0.5, list=0.15, higher=0.3, refer=0.02, read=0.01, caption=0.02)),
+          tasks=dict(ground=0.5, list=0.1, color=0.35, refer=0.02, read=0.01, caption=0.02)),
       reasoning=dict(kind="reasoning", share=0.2, styles=dict(long=0.6, short=0.2, none=0.2)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.1, window=192),
   )

@@ -3,12 +3,7 @@
   python -m tests.bench.train_step [rounds]     # prints a markdown table
 """
 
-import datetime
 import functools
-import os
-import pathlib
-import platform
-import subprocess
 import sys
 import time
 
@@ -31,15 +26,15 @@ from bluelm_jax.training import defaults  # noqa: E402
 from bluelm_jax.training import optimizer as optimizer_lib  # noqa: E402
 from bluelm_jax.training import stage  # noqa: E402
 from bluelm_jax.training import state as state_lib  # noqa: E402
+from tests.bench import machine  # noqa: E402
 from tests.bench.torch_peer import Peer  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 8  # of each side in a round
 
 
 def prepare(name):
   """(model, AdamW config, flat initial parameters, real batches) of a stage."""
-  config = defaults.load(f"{ROOT}/configs/stages/{name}.py:miniature")
+  config = defaults.load(f"{machine.ROOT}/configs/stages/{name}.py:miniature")
   config.optimizer.name = "adamw"  # both sides have it
   model = serialize.build(presets.miniature())
   mesh = rules.make_mesh()
@@ -106,11 +101,8 @@ def compare(name, rounds):
 
 def main():
   rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-  torch.set_num_threads(os.cpu_count())
-  commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-  with open("/proc/cpuinfo") as f:
-    cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.machine())
-  print(f"{datetime.date.today()}, commit {commit}, {cpu}, {os.cpu_count()} cores, jax {jax.__version__}, torch {torch.__version__}, float32, AdamW; {rounds} interleaved rounds of {STEPS} steps\n")
+  torch.set_num_threads(machine.CORES)
+  print(f"{machine.line()}, torch {torch.__version__}, float32, AdamW; {rounds} interleaved rounds of {STEPS} steps\n")
   print("| stage | ours, non-pad tokens/s (quartiles) | torch eager | ratio of medians |\n|---|---|---|---|")
   for name in ("text", "joint"):
     rates = compare(name, rounds)

@@ -3,30 +3,28 @@
 UPDATE_GOLDEN=1 python -m pytest tests/configs   # after a change you meant
 """
 
-import functools
 import json
 import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
-from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
-from bluelm_jax.training import state
+from bluelm_jax.training.precompile import compile as compile_lib
+from bluelm_jax.training.precompile import topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = [(p.stem, size) for p in sorted((ROOT / "configs/stages").glob("*.py")) for size in ("miniature", "small")]
+LAYOUTS = [(p.stem, layout) for p in sorted((ROOT / "configs/layouts").glob("*.py")) for layout in defaults.module(p).LAYOUTS]
 RECIPES = [p.stem for p in sorted((ROOT / "configs/recipes").glob("*.py"))]
 
 
@@ -63,35 +61,37 @@ def test_model_json_round_trip(name, tmp_path):
   assert serialize.load(tmp_path) == config
 
 
-@pytest.mark.parametrize("name,size", STAGES)
-def test_stage_lowers_at_true_size(name, size):
-  """Parameters get a sharding on 8 devices, and the train step traces at the batch's real shape."""
-  config = defaults.load(f"{ROOT}/configs/stages/{name}.py:{size}")
-  model = serialize.build(presets.PRESETS[config.preset]())
-  # Three vision heads of the miniature do not split over two tensor ranks.
-  mesh = rules.make_mesh({"fsdp": 4} if size == "miniature" else {"fsdp": 2, "tensor": 2}, jax.devices()[:4])
-  spec, _ = stage.batch_shape(config, model.config, mesh, Tokenizer())
-  init = functools.partial(model.init, method="init_all")
-  boxed = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-  assert all(s.mesh == mesh for s in jax.tree.leaves(rules.param_shardings(mesh, boxed)))
-  tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
-  flat = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in optimizer_lib.paths(jax.eval_shape(lambda: _unbox(init))).items()}
-  chosen = set(optimizer_lib.split_trainable(optimizer_lib.merge(flat, {}), config.trainable)[0])
-  trainable, frozen = ({p: v for p, v in flat.items() if (p in chosen) == wanted} for wanted in (True, False))
-  before = state.TrainState(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(tx.init, trainable))
-  rows = jax.ShapeDtypeStruct((spec.rows, spec.length), jnp.int32)
-  tiles = jax.ShapeDtypeStruct((spec.groups, spec.tile_slots, spec.tile_size, spec.tile_size, 3), jnp.uint8)
-  places = jax.ShapeDtypeStruct((spec.groups, spec.tile_slots), jnp.int32)
-  batch = PackedBatch(rows, rows, jax.ShapeDtypeStruct(rows.shape, jnp.float32), rows, rows, tiles, rows, places)
-  after, metrics = jax.eval_shape(state.make_train_step(model, tx, config.objective), before, batch)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), before)
+def trace(config, devices):
+  """The train step traces at the batch's real shape, parameters sharded; the state comes out as it went in."""
+  d = compile_lib.describe(config, devices)
+  assert len({x.sharding.mesh for x in jax.tree.leaves(d.state)}) == 1
+  with jax.set_mesh(d.mesh):
+    after, metrics = jax.eval_shape(d.step, d.state, d.batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), d.state)
   assert metrics["loss"].shape == ()
 
 
-def _unbox(init):
-  import flax.linen as nn
+@pytest.mark.parametrize("name,size", STAGES)
+def test_stage_traces_at_true_size(name, size):
+  config = defaults.load(f"{ROOT}/configs/stages/{name}.py:{size}")
+  # Three vision heads of the miniature do not split over two tensor ranks.
+  config.mesh.update({"fsdp": 4} if size == "miniature" else {"fsdp": 2, "tensor": 2})
+  trace(config, jax.devices()[:4])
 
-  return nn.meta.unbox(init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
+
+@pytest.mark.parametrize("name,layout", LAYOUTS)
+def test_layout_golden(name, layout):
+  check(f"layout-{name}-{layout}", defaults.load(f"{ROOT}/configs/layouts/{name}.py:{layout}").to_dict())
+
+
+@pytest.mark.parametrize("name,layout", LAYOUTS)
+def test_layout_traces_at_true_size(name, layout):
+  path = f"{ROOT}/configs/layouts/{name}.py"
+  try:
+    devices = topology.devices(defaults.module(path).LAYOUTS[layout]["topology"])
+  except ValueError as missing:
+    pytest.skip(str(missing))
+  trace(defaults.load(f"{path}:{layout}"), devices)
 
 
 def test_stages_stay_small():
@@ -119,4 +119,4 @@ def test_packed_batch_is_the_only_input():
 
   batch = next(loader.batches(config.data.sources, chat, spec, 0))
   assert batch.tokens.shape == (spec.rows, spec.length) and batch.tiles.shape[1] == spec.tile_slots
-  assert np.isin(batch.loss_weights, np.float32([0, 0.3, 1])).all() and batch.loss_weights.sum() > 0
+  assert np.isin(batch.loss_weights, np.float32([0, 0.3, 1, 2])).all() and batch.loss_weights.sum() > 0
