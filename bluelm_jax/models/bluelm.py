@@ -36,12 +36,12 @@ class Adapter(nn.Module):
     F, D = self.hidden_dim, self.config.embed_dim
     up = layers.param(self, "up", (x.shape[-1], F), ("vision_embed", "vision_mlp"), x.shape[-1])
     down = layers.param(self, "down", (F, D), ("vision_mlp", "vision_embed"), F)
-    x = x.astype(self.config.dtype) @ up + layers.param(self, "up_bias", (F,), ("vision_mlp",), None, 0.0)
+    x = layers.product(x.astype(self.config.dtype), up) + layers.param(self, "up_bias", (F,), ("vision_mlp",), None, 0.0)
     if self.tile_places:
       table = layers.param(self, "tile_places", (self.tile_places, F), ("position", "vision_mlp"), 1)
       x += table[jnp.zeros(x.shape[0], jnp.int32) if places_N is None else places_N][:, None]
     x = jax.nn.gelu(x)
-    return x @ down + layers.param(self, "down_bias", (D,), ("norm",), None, 0.0)
+    return layers.product(x, down) + layers.param(self, "down_bias", (D,), ("norm",), None, 0.0)
 
 
 class BlueLM(nn.Module):

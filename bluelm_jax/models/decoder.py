@@ -82,7 +82,7 @@ class SwiGLU(nn.Module):
     gate = layers.param(self, "gate", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
     up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
     down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("mlp", "embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
-    return (jax.nn.silu(x_BSD @ gate) * (x_BSD @ up)) @ down
+    return layers.product(jax.nn.silu(layers.product(x_BSD, gate)) * layers.product(x_BSD, up), down)
 
 
 class Block(nn.Module):
@@ -128,7 +128,8 @@ class Decoder(nn.Module):
   def hidden(self, x_BSD, positions_BS, segment_ids_BS, cache: KVCache | None = None):
     """Embeddings [B, S, D] -> (normed last hidden states [B, S, D], updated cache or None)."""
     c = self.config
-    table = rotary.rotary_table(positions_BS, c.head_dim, c.rope_theta, c.rope_scaling)
+    # A barrier: XLA's CPU compiler would compute sines anew wherever the table is used, for every head.
+    table = jax.lax.optimization_barrier(rotary.rotary_table(positions_BS, c.head_dim, c.rope_theta, c.rope_scaling))
     query = key = (positions_BS, segment_ids_BS)
     kv, length = None, None
     if cache is not None:
@@ -143,10 +144,10 @@ class Decoder(nn.Module):
 
   def logits(self, x_BSD):
     if self.config.tie_embeddings:
-      logits = x_BSD @ rules.gathered(self.embedding.astype(x_BSD.dtype), ("vocab", "embed")).T
+      table = rules.gathered(self.embedding.astype(x_BSD.dtype), ("vocab", "embed")).T
     else:
-      logits = x_BSD @ rules.gathered(self.lm_head.astype(x_BSD.dtype), ("embed", "vocab"))
-    return rules.constrain(logits, "batch", "sequence", "vocab")
+      table = rules.gathered(self.lm_head.astype(x_BSD.dtype), ("embed", "vocab"))
+    return rules.constrain(layers.product(x_BSD, table), "batch", "sequence", "vocab")
 
   def __call__(self, tokens, positions=None, segment_ids=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.

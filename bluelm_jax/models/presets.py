@@ -57,7 +57,7 @@ def small() -> BlueLMConfig:
 def miniature() -> BlueLMConfig:
   """Trains in minutes on two CPU cores: unrolled, float32."""
   vision = VisionConfig(
-      image_size=112, patch_size=8, embed_dim=96, num_layers=2, num_heads=3, mlp_dim=256, scan_layers=False)
+      image_size=112, patch_size=8, embed_dim=96, num_layers=2, num_heads=2, mlp_dim=256, scan_layers=False)
   decoder = DecoderConfig(
       vocab_size=1152, num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384,
       context=1024, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)

@@ -42,8 +42,8 @@ class VisionMLP(nn.Module):
     c = self.config
     up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("vision_embed", "vision_mlp"), c.embed_dim)
     down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("vision_mlp", "vision_embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
-    x = x_NPD @ up + layers.param(self, "up_bias", (c.mlp_dim,), ("vision_mlp",), None, 0.0)
-    return jax.nn.gelu(x, approximate=True) @ down + layers.param(self, "down_bias", (c.embed_dim,), ("norm",), None, 0.0)
+    x = layers.product(x_NPD, up) + layers.param(self, "up_bias", (c.mlp_dim,), ("vision_mlp",), None, 0.0)
+    return layers.product(jax.nn.gelu(x, approximate=True), down) + layers.param(self, "down_bias", (c.embed_dim,), ("norm",), None, 0.0)
 
 
 class VisionBlock(nn.Module):

@@ -67,14 +67,14 @@ def backward(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_out_BQHV
       dp = product("nrv,nsv->nrs", d_out[i], x.v[j])
       ds = (p * (dp - delta[i][..., None]) * scale).astype(q_NRD.dtype)
       dq += product("nrs,nsd->nrd", ds, x.k[j])
-      dk = dk.at[j].add(product("nrs,nrd->nsd", ds, q_NRD))
-      dv = dv.at[j].add(product("nrs,nrv->nsv", p.astype(d_out.dtype), d_out[i]))
+      dk = dk.at[j].add(product("nrd,nrs->nds", q_NRD, ds))  # so that the smaller side is turned, not the scores
+      dv = dv.at[j].add(product("nrv,nrs->nvs", d_out[i], p.astype(d_out.dtype)))
       return dq, dk, dv
 
     dq, *dkv = x.each_key_block(i, key_block, (jnp.zeros(q_NRD.shape, wide), *dkv))
     return tuple(dkv), dq.astype(q_NRD.dtype)
 
-  zeros = jnp.zeros(x.k.shape, wide), jnp.zeros(x.v.shape, wide)
+  zeros = tuple(jnp.zeros(jnp.swapaxes(y, -1, -2).shape, wide) for y in (x.k, x.v))
   (dk, dv), dq = x.each_query_block(query_block, zeros)
   S = k_BSKD.shape[1]
   return x.join_queries(dq, q_BQHD.shape[1]), x.join_keys(dk, S).astype(k_BSKD.dtype), x.join_keys(dv, S).astype(v_BSKV.dtype)
@@ -123,10 +123,10 @@ class _Blocks:
     x = x_INRD.reshape(I, B, N // B, G, self.q_block, D).transpose(1, 0, 4, 2, 3, 5)
     return x.reshape(B, I * self.q_block, N // B * G, D)[:, :length]
 
-  def join_keys(self, x_JNsD, length):
-    """[J, N, s, D] -> [B, S, K, D]."""
-    J, N, s, D = x_JNsD.shape
-    return x_JNsD.reshape(J, self.batch, -1, s, D).transpose(1, 0, 3, 2, 4).reshape(self.batch, J * s, -1, D)[:, :length]
+  def join_keys(self, x_JNDs, length):
+    """[J, N, D, s] -> [B, S, K, D]."""
+    J, N, D, s = x_JNDs.shape
+    return x_JNDs.reshape(J, self.batch, -1, D, s).transpose(1, 0, 4, 2, 3).reshape(self.batch, J * s, -1, D)[:, :length]
 
 
 def _blocks(q_BQHD, k_BSKD, v_BSKV, mask) -> _Blocks:
