@@ -82,10 +82,10 @@ def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> di
 
 
 def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
-  """Multi-step questions on held-out screens ("is the top button red or blue?"), at once and thinking, with the screen and blank ones.
+  """Multi-step questions on held-out screens ("is the top button red or blue?"), at once, also of a blank screen, and thinking.
 
   Returns:
-    "items", "screens" (the screen each is about), and for each condition, "STYLE" or "STYLE blank", an array of
+    "items", "screens" (the screen each is about), and for each condition, "STYLE" or "none blank", an array of
     right answers; the replies under "STYLE replies".
   """
   shard, rng, made, about, asked = sources.read_shard(path), np.random.default_rng(seed), [], [], set()
@@ -103,7 +103,7 @@ def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> 
   if len(made) < count:
     raise ValueError(f"{path} has no {count} different questions; lower evaluation.screen_items")
   result = {"items": made, "screens": np.array(about)}
-  for condition in ("none", "none blank", "short", "long", "long blank"):
+  for condition in ("none", "none blank", "short", "long"):
     style, _, blank = condition.partition(" ")
     prompts = []
     for image, language, ask, _, _ in made:

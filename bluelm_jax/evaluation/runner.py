@@ -138,9 +138,7 @@ def _reasoning(results, parts, config):
 def _screens(results, parts, config):
   r = grounding.ask_colors(*parts, config.screens, config.screen_items, config.seed)
   n = len(r["items"])
-  names = {
-      "none": "answering at once", "none blank": "at once, screen blanked", "short": "thinking briefly", "long": "thinking step by step",
-      "long blank": "step by step, screen blanked"}
+  names = {"none": "answering at once", "none blank": "at once, screen blanked", "short": "thinking briefly", "long": "thinking step by step"}
   for key, name in names.items():
     low, high = statistics.bootstrap(r[key].astype(float), r["screens"])
     results.figures.append(Figure(f"reasoning on screens, {name}", float(r[key].mean()), low, high, n))
