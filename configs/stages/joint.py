@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "joint", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 950
+  c.steps = 1000
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 12_000
   c.optimizer.name = "muon"
@@ -24,7 +24,7 @@ def get_config(size: str = "miniature"):
   defaults.fill(
       c.data.sources,
       screens=dict(
-          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=4,
+          kind="screens", path="assets/screens-train.array_record", share=0.6, turns=2,
           tasks=dict(list=0.35, ground=0.35, refer=0.06, read=0.02, caption=0.02, color=0.2)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.25, window=192),
       reasoning=dict(kind="reasoning", share=0.15, styles=dict(long=0.7, short=0.2, none=0.1)),

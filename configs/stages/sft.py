@@ -9,8 +9,8 @@ from bluelm_jax.training import defaults
 def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
-  c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 950
+  c.data.rows, c.data.length, c.data.tile_slots = 4, 336, 12  # two screens a row
+  c.steps = 900
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 128, 4000
   c.optimizer.name = "muon"
@@ -25,7 +25,7 @@ def get_config(size: str = "miniature"):
   defaults.fill(
       c.data.sources,
       screens=dict(
-          kind="screens", path="assets/screens-train.array_record", share=0.7, turns=5,
+          kind="screens", path="assets/screens-train.array_record", share=0.7, turns=3,
           tasks=dict(ground=0.5, list=0.1, color=0.35, refer=0.02, read=0.01, caption=0.02)),
       reasoning=dict(kind="reasoning", share=0.2, styles=dict(long=0.6, short=0.2, none=0.2)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.1, window=192),
