@@ -10,7 +10,7 @@ demo: .venv/runtime
 	$(BIN)/python -m bluelm_jax.evaluate --config=configs/recipes/miniature.py --workdir=$(DEMO)
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Compiles every kernel and production layout for chips that are not here; an hour on two cores.
 aot: .venv/aot

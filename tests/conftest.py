@@ -8,6 +8,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402  (after the flags)
 import pytest  # noqa: E402
 
+_SLOW = ("training", "aot", "sharding", "kernels")
+
+
+def pytest_collection_modifyitems(items):
+  """Folders of slow tests first, so that no worker is left alone with one at the end."""
+  items.sort(key=lambda item: next((i for i, name in enumerate(_SLOW) if item.path.parent.name == name), len(_SLOW)))
+
 
 @pytest.fixture
 def float64():
