@@ -31,7 +31,7 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_memory_foretold(nam
     pytest.skip(str(missing))
   config = defaults.load(f"{machine.ROOT}/configs/layouts/joint_4k.py:v5e_256")
   config.mesh.update(SLICES[name])
-  config.data.rows, config.data.tile_slots = len(devices), 10 if WHOLE else 0  # in short, without images
+  config.data.rows, config.data.tile_slots = len(devices), 10
   compiled = compile_lib.compile_stage(config, devices)
   peak = compiled.program.memory_analysis().peak_memory_in_bytes
   assert memory.budget(config, compiled.described.mesh).total == pytest.approx(peak, rel=0.15)

@@ -115,7 +115,6 @@ class _Blocks:
     k = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, j * self.k_block, self.k_block, 1)[:, None, None, None, :]
     return masks.pairs(q(m.q_positions), q(m.q_segment_ids), k(m.k_positions), k(m.k_segment_ids), m.causal, m.window)
 
-
   def join_queries(self, x_INRD, length):
     """[I, N, R, D] -> [B, Q, H, D]."""
     I, N, R, D = x_INRD.shape
