@@ -84,9 +84,6 @@ def _source(config, chat, length, seed, index) -> grain.MapDataset:
   return sources.screen_labels(config["path"], chat, seed, index)
 
 
-def batches(config_sources, chat: ChatFormat, spec: pack.PackSpec, seed: int) -> grain.DatasetIterator:
-  """An iterator of (PackedBatch, state after it); `set_state(state)` resumes there in O(1)."""
-  examples = mixture(config_sources, chat, spec.length, seed)
-  # Few threads: the training step wants the cores.
-  examples = examples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
-  return iter(pack.PackIterDataset(examples, spec))
+def batches(config_sources, chat: ChatFormat, spec: pack.PackSpec, seed: int, workers: int = 0) -> pack.PackIterator:
+  """PackedBatches of a mixture; `workers` processes read ahead."""
+  return pack.PackIterator(mixture(config_sources, chat, spec.length, seed), spec, workers)

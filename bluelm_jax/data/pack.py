@@ -113,25 +113,20 @@ def pack(examples, spec: PackSpec):
     yield packer.batch
 
 
-class PackIterDataset(grain.IterDataset):
-  """`pack` as a grain dataset whose state is the position of its parent."""
+class PackIterator:
+  """Iterates over PackedBatches of a dataset's examples; `set_state(get_state())` resumes at an example, in O(1).
 
-  def __init__(self, parent: grain.IterDataset, spec: PackSpec):
-    super().__init__(parent)
-    self._spec = spec
+  Args:
+    examples: random access to Examples; batches hold them in order, whatever the workers.
+    workers: processes that read ahead; 0 reads in a thread of this one.
+  """
+
+  def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0):
+    self._examples, self._spec, self._workers = examples, spec, workers
+    self.set_state({"next_index": 0})
 
   def __iter__(self):
-    return _PackIterator(self._parent.__iter__(), self._spec)
-
-
-class _PackIterator(grain.DatasetIterator):
-  """State: where the parent stood before the first example of the next batch."""
-
-  def __init__(self, parent, spec):
-    super().__init__(parent)
-    self._spec = spec
-    self._carried = None  # did not fit into the last batch; read again after a restore
-    self._state = parent.get_state()
+    return self
 
   def __next__(self) -> PackedBatch:
     packer = Packer(self._spec)
@@ -139,8 +134,9 @@ class _PackIterator(grain.DatasetIterator):
       assert packer.add(self._carried)
     dropped = 0
     while dropped < _HOPELESS:
-      self._state = self._parent.get_state()
-      self._carried = fit(next(self._parent), self._spec)
+      self._start = self._read
+      self._carried = fit(next(self._reader), self._spec)
+      self._read += 1
       if self._carried is None:
         dropped += 1
       elif not packer.add(self._carried):
@@ -148,10 +144,15 @@ class _PackIterator(grain.DatasetIterator):
     raise ValueError(
         f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
 
-  def get_state(self):
-    return self._state
+  def get_state(self) -> dict[str, int]:
+    """Where the first example of the next batch stands."""
+    return {"next_index": self._start}
 
-  def set_state(self, state):
-    self._parent.set_state(state)
-    self._state = state
-    self._carried = None
+  def set_state(self, state: dict[str, int]) -> None:
+    self._start = self._read = state["next_index"]
+    self._carried = None  # did not fit into the last batch; read again after a restore
+    # Few threads: the training step wants the cores.
+    ahead = self._examples[self._start :].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
+    if self._workers:
+      ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=16))
+    self._reader = iter(ahead)

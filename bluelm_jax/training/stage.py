@@ -60,7 +60,7 @@ def run(config, workdir, stop_after: int | None = None) -> None:
     return
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
-  batches = loader.batches(config.data.sources, chat, spec, config.seed)
+  batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers)
   _try(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()

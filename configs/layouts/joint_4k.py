@@ -2,6 +2,7 @@
 
   python -m bluelm_jax.precompile --config=configs/layouts/joint_4k.py:v5p_256 --topology=v5p:4x8x8
   python -m bluelm_jax.precompile --config=configs/layouts/joint_4k.py:v5e_256 --topology=v5e:16x16
+  python -m bluelm_jax.precompile --config=configs/layouts/joint_4k.py:h100_1 --topology=h100:1
   python -m bluelm_jax.precompile --config=configs/layouts/joint_4k.py:h100_8 --topology=h100:8
   python -m bluelm_jax.precompile --config=configs/layouts/joint_4k.py:h100_64 --topology=h100:64
 """
@@ -9,11 +10,11 @@
 from bluelm_jax.training import defaults
 
 # The slice, rows of 4096 tokens in a step, and the mesh. Weights are split over fewer ranks than there are devices:
-# pieces of 2560 / 64 rows are the smallest that move well, and the vision tower's width divides by 128 at most.
-# Over 64 ranks of a v5p its gradients are all-reduced, not scattered (tests/aot/REPORT.md).
+# over 64 ranks of a v5p the vision tower's gradients, 18 columns to a rank, are all-reduced and not scattered.
 LAYOUTS = {
     "v5e_256": dict(topology="v5e:16x16", rows=256, remat="full", mesh=dict(data=16, fsdp=16)),
-    "v5p_256": dict(topology="v5p:4x8x8", rows=512, remat="dots_no_batch", mesh=dict(data=4, fsdp=64)),
+    "v5p_256": dict(topology="v5p:4x8x8", rows=512, remat="dots_no_batch", mesh=dict(data=16, fsdp=16)),
+    "h100_1": dict(topology="h100:1", rows=4, remat="full", mesh=dict(fsdp=1)),
     **{f"h100_{n}": dict(topology=f"h100:{n}", rows=4 * n, remat="dots_no_batch", mesh=dict(data=n // 8, fsdp=8)) for n in (8, 16, 32, 64)},
 }
 

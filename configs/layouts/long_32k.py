@@ -8,7 +8,7 @@ from bluelm_jax.training import defaults
 
 # The slice, rows of 32,768 tokens in a step, and the mesh.
 LAYOUTS = {
-    "v5p_256": dict(topology="v5p:4x8x8", rows=64, remat="dots_no_batch", mesh=dict(fsdp=64, context=4)),
+    "v5p_256": dict(topology="v5p:4x8x8", rows=64, remat="dots_no_batch", mesh=dict(data=4, fsdp=16, context=4)),
     "h100_64": dict(topology="h100:64", rows=32, remat="dots_no_batch", mesh=dict(data=2, fsdp=8, context=4)),
 }
 

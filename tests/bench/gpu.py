@@ -1,25 +1,31 @@
-"""Everything that only a GPU can show, in one run: kernels' correctness and speed, and a train step's MFU.
+"""Everything that only a GPU can show, in one run: the kernels, a train step's MFU, and decoding's share of the bandwidth.
 
-  python -m tests.bench.gpu [--quick]     # prints markdown; --quick takes sizes that a CPU can run, to try the script
+  python -m tests.bench.gpu [attention] [step] [decode] [--quick]     # markdown; --quick takes sizes that a CPU can run
 
 Peers are taken where they are installed: cuDNN through jax.nn.dot_product_attention, tokamax, torch's flash attention.
-TFLOP/s count causal attention at half, and the backward pass 2.5 times the forward one (FlashAttention, arXiv
-2205.14135: five products against two); packed rows count what their documents see.
+They are timed in turns with ours, and medians are printed. TFLOP/s count causal attention at half, and the backward
+pass 2.5 times the forward one (FlashAttention, arXiv 2205.14135: five products against two); packed rows count what
+their documents see.
 """
 
 import functools
 import importlib.util
+import itertools
 import sys
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bluelm_jax.data import loader
+from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.inference import generate
 from bluelm_jax.kernels.attention import api
 from bluelm_jax.models import serialize
+from bluelm_jax.models.presets import PRESETS
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
@@ -31,136 +37,193 @@ from tests.bench import machine
 QUICK = "--quick" in sys.argv
 HEADS, KV_HEADS, HEAD_DIM = (4, 2, 64) if QUICK else (16, 4, 128)
 TOKENS, LENGTHS = (512, (256,)) if QUICK else (32768, (4096, 32768))
-ROUNDS = 3 if QUICK else 20
+ROUNDS, CALLS = (3, 1) if QUICK else (7, 3)
 OURS = ("xla",) if QUICK else ("pallas_gpu", "pallas_triton")
 
 
 def inputs(length: int, packed: bool):
-  """q, k, v, d_out bfloat16 [B, S, heads, D], positions and segment ids [B, S], pairs of a query and a key that meet in a row."""
+  """q, k, v, d_out bfloat16 [B, S, heads, D]; of a row, positions, segment ids, lengths of documents; pairs that meet in it."""
   rng, rows = np.random.default_rng(length), TOKENS // length
   arrays = [jnp.asarray(rng.standard_normal((rows, length, h, HEAD_DIM)), jnp.bfloat16) for h in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
   documents = []
   while sum(documents) < length:
     documents.append(max(16, int(rng.lognormal(np.log(1000), 1.0))) if packed else length)
-  positions = np.concatenate([np.arange(n) for n in documents])[:length]
-  segments = np.repeat(np.arange(1, len(documents) + 1), documents)[:length]
-  row = lambda x: jnp.asarray(np.tile(x, (rows, 1)), jnp.int32)
-  return arrays, row(positions), row(segments), float((positions + 1).sum())
+  documents[-1] -= sum(documents) - length
+  positions = np.concatenate([np.arange(n) for n in documents])
+  segments = np.repeat(np.arange(1, len(documents) + 1), documents)
+  return arrays, positions, segments, documents, float((positions + 1).sum())
 
 
-def sides(positions, segments, packed: bool):
-  """name -> attention(q, k, v); what is not installed, or takes no packed rows, is left out."""
+def sides(arrays, positions, segments, documents, packed: bool):
+  """name -> (forward, forward and backward), each waiting for its result; what is not installed is left out."""
+  q, k, v, d_out = arrays
+  row = lambda x: jnp.asarray(np.tile(x, (q.shape[0], 1)), jnp.int32)
+  numbers = dict(q_positions=row(positions), k_positions=row(positions))
+  if packed:
+    numbers.update(q_segment_ids=row(segments), k_segment_ids=row(segments))
+
   def ours(name):
-    ids = dict(q_segment_ids=segments, k_segment_ids=segments) if packed else {}
-    return lambda q, k, v: api.attention(q, k, v, q_positions=positions, k_positions=positions, implementation=name, **ids)[0]
+    return lambda numbers, *x: api.attention(*x, **numbers, implementation=name)[0]
 
-  found = {name: ours(name) for name in OURS}
+  calls = {name: ours(name) for name in OURS}
   if not packed and not QUICK:
-    found["cuDNN"] = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    calls["cuDNN"] = lambda _, *x: jax.nn.dot_product_attention(*x, is_causal=True, implementation="cudnn")
   if importlib.util.find_spec("tokamax") and not packed:
     import tokamax
 
-    found["tokamax"] = functools.partial(tokamax.dot_product_attention, is_causal=True)
-  return found
+    calls["tokamax"] = lambda _, *x: tokamax.dot_product_attention(*x, is_causal=True)
+  found = {}
+  for name, call in calls.items():
+    forward = jax.jit(call)
+    both = jax.jit(lambda numbers, d, *x, call=call: jax.vjp(functools.partial(call, numbers), *x)[1](d))
+    found[name] = (functools.partial(forward, numbers, q, k, v), functools.partial(both, numbers, d_out, q, k, v))
+  return found | torch_sides(q.shape, documents, packed)
 
 
-def seconds(run) -> float:
-  """Median of warm runs."""
-  jax.block_until_ready(run())
-  times = []
-  for _ in range(ROUNDS):
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - start)
-  return float(np.median(times))
-
-
-def torch_rates(length: int, flop: float) -> tuple[float, float] | None:
-  """TFLOP/s of torch's flash attention on causal rows, forward and backward."""
+def torch_sides(shape, documents, packed: bool):
+  """Torch's flash attention on causal rows, or on packed ones as documents end to end."""
   if importlib.util.find_spec("torch") is None:
-    return None
+    return {}
   import torch
+
+  if not torch.cuda.is_available():
+    return {}
   from torch.nn.attention import SDPBackend
   from torch.nn.attention import sdpa_kernel
 
-  if not torch.cuda.is_available():
-    return None
-  shape = lambda heads: (TOKENS // length, heads, length, HEAD_DIM)
-  q, k, v = (torch.randn(shape(h), device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (HEADS, KV_HEADS, KV_HEADS))
-  d_out = torch.randn(shape(HEADS), device="cuda", dtype=torch.bfloat16)
+  rows, length, _, _ = shape
+  new = lambda *size: torch.randn(size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+  if packed:
+    try:
+      from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+      return {}
+    q, k, v, d_out = (new(rows * length, HEADS, HEAD_DIM) for _ in range(4))  # not every version takes fewer KV heads
+    ends = torch.tensor([0, *np.cumsum(documents * rows)], device="cuda", dtype=torch.int32)
+    causal = {"window_size": (-1, 0)} if "window_size" in varlen_attn.__kwdefaults__ else {"is_causal": True}
+    attend = lambda: varlen_attn(q, k, v, ends, ends, max(documents), max(documents), **causal)
+  else:
+    q, k, v, d_out = (new(rows, h, length, HEAD_DIM) for h in (HEADS, KV_HEADS, KV_HEADS, HEADS))
+    attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-  def timed(run):
-    run()
-    times = []
-    for _ in range(ROUNDS):
-      torch.cuda.synchronize()
-      start = time.perf_counter()
-      run()
-      torch.cuda.synchronize()
-      times.append(time.perf_counter() - start)
-    return float(np.median(times))
+  def run(backward):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+      out = attend()
+    return torch.autograd.grad(out, (q, k, v), d_out) if backward else out
 
-  with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-    call = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    forward, both = timed(call), timed(lambda: torch.autograd.grad(call(), (q, k, v), d_out))
-  return flop / forward / 1e12, 2.5 * flop / (both - forward) / 1e12
+  return {"torch flash": (functools.partial(run, False), functools.partial(run, True))}
+
+
+def wait(result):
+  if isinstance(jax.tree.leaves(result)[0], jax.Array):
+    jax.block_until_ready(result)
+  else:
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def medians(runs: dict, rounds: int, calls: int = 1) -> dict:
+  """name -> median seconds of a call, all taking turns."""
+  times = {name: [] for name in runs}
+  for turn, (name, run) in itertools.product(range(rounds + 1), runs.items()):
+    start = time.perf_counter()
+    for _ in range(calls):
+      result = run()
+    wait(result)
+    if turn:  # the first compiles
+      times[name].append((time.perf_counter() - start) / calls)
+  return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def attention_table():
   print("| row | S | side | error against float32 | forward TFLOP/s | backward TFLOP/s |\n|---|---|---|---|---|---|")
-  for packed in (False, True):
-    for length in LENGTHS:
-      (q, k, v, d_out), positions, segments, pairs = inputs(length, packed)
-      flop = 4.0 * q.shape[0] * HEADS * HEAD_DIM * pairs
-      numbers = dict(q_positions=positions[:1], k_positions=positions[:1], q_segment_ids=segments[:1], k_segment_ids=segments[:1])
-      wide = [x[:1].astype(jnp.float32) for x in (q, k, v)]
-      expected = np.asarray(api.attention(*wide, implementation="xla", **numbers)[0])
-      for name, call in sides(positions, segments, packed).items():
-        forward = jax.jit(call)
-        both = jax.jit(lambda q, k, v, d, call=call: jax.vjp(call, q, k, v)[1](d))
-        error = np.linalg.norm(np.asarray(forward(q, k, v)[:1], np.float32) - expected) / np.linalg.norm(expected)
-        f = seconds(lambda: forward(q, k, v))
-        b = seconds(lambda: both(q, k, v, d_out)) - f
-        print(f"| {'packed' if packed else 'causal'} | {length} | {name} | {error:.1e} | {flop / f / 1e12:.1f} | {2.5 * flop / max(b, 1e-9) / 1e12:.1f} |", flush=True)
-      rates = None if packed else torch_rates(length, flop)
-      if rates:
-        print(f"| causal | {length} | torch flash | | {rates[0]:.1f} | {rates[1]:.1f} |", flush=True)
+  for packed, length in itertools.product((False, True), LENGTHS):
+    arrays, positions, segments, documents, pairs = inputs(length, packed)
+    flop = 4.0 * arrays[0].shape[0] * HEADS * HEAD_DIM * pairs
+    numbers = {f"{side}_{name}": jnp.asarray(x[None], jnp.int32) for side in "qk" for name, x in (("positions", positions), ("segment_ids", segments))}
+    with jax.default_matmul_precision("highest"):
+      wide = [x[:1].astype(jnp.float32) for x in arrays[:3]]
+      expected = np.asarray(jax.jit(functools.partial(api.attention, implementation="xla"))(*wide, **numbers)[0])
+    found = sides(arrays, positions, segments, documents, packed)
+    errors = {name: np.linalg.norm(np.asarray(found[name][0]()[:1], np.float32) - expected) / np.linalg.norm(expected)
+              for name in found if name != "torch flash"}  # torch draws its own numbers
+    times = medians({(name, part): run for name, parts in found.items() for part, run in enumerate(parts)}, ROUNDS, CALLS)
+    for name in found:
+      f, both = times[name, 0], times[name, 1]
+      error = f"{errors[name]:.1e}" if name in errors else ""
+      print(f"| {'packed' if packed else 'causal'} | {length} | {name} | {error} | {flop / f / 1e12:.1f} | {2.5 * flop / max(both - f, 1e-9) / 1e12:.1f} |", flush=True)
 
 
 def step_table():
-  """Warm steps of the joint stage at the size of one GPU."""
-  config = defaults.load(f"{machine.ROOT}/configs/stages/joint.py:{'miniature' if QUICK else 'small'}")
-  model_config, mesh = stage.described_model(config), rules.make_mesh()
+  """Warm train steps of joint training: of the small model, and of BlueLM-2.5-3B, on one GPU."""
+  print("\n| step | ms | non-pad tokens/s | MFU with the ViT | without |\n|---|---|---|---|---|")
+  for path, rounds in (("stages/joint.py:miniature", 3),) if QUICK else (("stages/joint.py:small", 5), ("layouts/joint_4k.py:h100_1", 3)):
+    config = defaults.load(f"{machine.ROOT}/configs/{path}")
+    took, tokens, total, vision = step(config, rounds)
+    kind = jax.devices()[0].device_kind
+    share = lambda flop: f"{100 * flop / took / chips.chip(kind).flops:.1f} %" if kind in chips.CHIPS else "?"
+    print(f"| {config.preset}, {config.data.rows} rows of {config.data.length} | {1e3 * took:.1f} | {tokens / took:,.0f} | {share(total)} | {share(total - vision)} |", flush=True)
+
+
+def step(config, rounds: int):
+  """(seconds, tokens, model FLOPs, those of the ViT) of a step."""
+  model_config, mesh = stage.described_model(config), rules.make_mesh(config.mesh.to_dict())
   spec, chat = stage.batch_shape(config, model_config, mesh, Tokenizer())
   source = loader.batches(config.data.sources, chat, spec, 0)
   batches = [next(source) for _ in range(4)]
   model, tx = serialize.build(model_config), optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   create, _, shardings = stage.abstract_state(config, model, tx, mesh)
-  state = jax.jit(create, out_shardings=shardings)(jax.random.key(0))
-  step = stage.jit_step(config, model, tx, shardings)
-  put = functools.partial(stage.put_batch, sharding=rules.batch_sharding(mesh))
-  placed, holder = [put(b) for b in batches], [state]
+  holder = [jax.jit(create, out_shardings=shardings)(jax.random.key(0))]
+  run_step = stage.jit_step(config, model, tx, shardings)
+  placed = [stage.put_batch(b, sharding=rules.batch_sharding(mesh)) for b in batches]
 
   def run():
     for batch in placed:
-      holder[0], metrics = step(holder[0], batch)
+      holder[0], metrics = run_step(holder[0], batch)
     return metrics
 
-  took = seconds(run) / len(placed)
-  tokens = np.mean([(b.segment_ids > 0).sum() for b in batches])
+  took = medians({"step": run}, rounds)["step"] / len(placed)
   documents = [n for b in batches for ids in b.segment_ids for n in np.bincount(ids)[1:]]
-  model, _ = flops.train(model_config, config.trainable, documents, len(batches) * spec.groups * spec.tile_slots)
-  total, vision = model.total / len(batches), (model.vision + model.vision_attention) / len(batches)
-  kind = jax.devices()[0].device_kind
-  peak = chips.chip(kind).flops if kind in chips.CHIPS else float("nan")
-  print(f"\n{config.preset}, joint stage: {1e3 * took:.1f} ms a step, {tokens / took:,.0f} non-pad tokens/s, "
-        f"MFU {100 * total / took / peak:.1f} % with the ViT, {100 * (total - vision) / took / peak:.1f} % without")
+  model_flop, _ = flops.train(model_config, config.trainable, documents, len(batches) * spec.groups * spec.tile_slots)
+  tokens = np.mean([(b.segment_ids > 0).sum() for b in batches])
+  return took, tokens, model_flop.total / len(batches), (model_flop.vision + model_flop.vision_attention) / len(batches)
+
+
+def decode_table():
+  """Steps of greedy decoding, with random weights in bfloat16."""
+  model = serialize.build(PRESETS["miniature" if QUICK else "bluelm_2_5_3b"]())
+  narrow = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), nn.meta.unbox(model.init(key, jnp.zeros((1, 8), jnp.int32), method="init_all")["params"]))
+  params = jax.jit(narrow)(jax.random.key(0))
+  weights = 2 * sum(x.size for x in jax.tree.leaves(params["decoder"]))
+  print("\n| rows | prompt | ms a token | tokens/s | share of the bandwidth |\n|---|---|---|---|---|")
+  for rows, prompt in ((2, 32),) if QUICK else ((1, 512), (8, 512), (32, 512), (8, 3584)):
+    took, cache = decode(model, params, rows, prompt, 8 if QUICK else 64)
+    kind = jax.devices()[0].device_kind
+    share = f"{100 * (weights + cache) / took / chips.chip(kind).bandwidth:.1f} %" if kind in chips.CHIPS else "?"
+    print(f"| {rows} | {prompt} | {1e3 * took:.2f} | {rows / took:,.0f} | {share} |", flush=True)
+
+
+def decode(model, params, rows: int, prompt: int, tokens: int):
+  """(seconds a step, bytes of the cache that a step must read)."""
+  generator, c = generate.Generator(model, params, end_ids=-1), model.config.decoder
+  text = np.random.default_rng(0).integers(1, c.vocab_size, (rows, prompt))
+  example = lambda ids: Example(ids, ids, np.ones(prompt), np.full(prompt, -1), np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, int))
+  times = []
+  for _ in range(2):  # the first compiles
+    stream = generator.stream([example(ids) for ids in text], generate.Options(max_tokens=tokens))
+    next(stream)
+    start = time.perf_counter()
+    times.append((sum(1 for _ in stream), time.perf_counter() - start))
+  cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
+  return times[1][1] / times[1][0], cache
 
 
 def main():
   print(f"{machine.line()}, {jax.devices()[0].device_kind}\n")
-  attention_table()
-  step_table()
+  tables = {"attention": attention_table, "step": step_table, "decode": decode_table}
+  for name in [name for name in tables if name in sys.argv] or tables:
+    tables[name]()
 
 
 if __name__ == "__main__":

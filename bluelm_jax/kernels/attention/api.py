@@ -83,16 +83,17 @@ def choose(implementation: str, q_BQHD, k_BSKD, v_BSKV) -> str:
 
 def target_platform() -> str:
   """"cpu", "tpu" or "gpu": where the program being traced will run."""
-  platform = _target().platform
+  platform = target().platform
   return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def target_device_kind() -> str:
   """Such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3": of the mesh in context, else of the default device."""
-  return _target().device_kind
+  return target().device_kind
 
 
-def _target():
+def target():
+  """The device, or the description of one, that the program being traced will run on."""
   described = jax.sharding.get_abstract_mesh().abstract_device  # the mesh may be of chips that are elsewhere
   return jax.devices()[0] if described is None else described
 

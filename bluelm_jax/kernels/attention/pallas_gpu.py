@@ -39,6 +39,7 @@ _LOADER = _WORKERS
 _LARGEST_D, _LARGEST_V = 192, 128  # what the registers hold
 _FEWEST_QUERIES = 64  # below, a program's block is mostly empty
 
+TURNS = True
 interpret = None  # tests put plgpu's interpreter parameters here
 
 
@@ -52,7 +53,7 @@ class Sizes(typing.NamedTuple):
 # By the head size up to which they hold: estimates from registers and shared memory, not tuned on a chip.
 _SIZES = {
     "forward": {64: Sizes(128, 3), 128: Sizes(128, 2), 192: Sizes(64, 3)},
-    "dq": {64: Sizes(128, 2), 128: Sizes(64, 2), 192: Sizes(64, 2)},
+    "dq": {64: Sizes(64, 3), 128: Sizes(64, 3), 192: Sizes(64, 2)},
     "dkv": {64: Sizes(64, 3), 128: Sizes(64, 2), 192: Sizes(32, 2)},
 }
 
@@ -83,7 +84,7 @@ def forward(q_BQHD, k_BSKD, v_BSKV, mask, scale):
   x = _Call("forward", q_BQHD, k_BSKD, v_BSKV, mask)
   out_tile = {} if x.D == x.V else {"out_rV": x.own_tile(x.V)}
   out, lse_BHQ = x.run(
-      functools.partial(_forward_worker, x=x, scale=scale), _load_keys, (x.I, x.B, x.H),
+      functools.partial(_forward_worker, x=x, scale=scale), _load_keys,
       x.inputs,
       {"out": jax.ShapeDtypeStruct((x.B, x.Q, x.H, x.V), x.dtype), "lse": jax.ShapeDtypeStruct((x.B, x.H, x.Q), jnp.float32)},
       {"q_rD": x.own_tile(x.D), "lse_r": plgpu.SMEM((_WORKERS, _ROWS), jnp.float32), **out_tile,
@@ -103,7 +104,7 @@ def _backward_queries(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d
   x = _Call("dq", q_BQHD, k_BSKD, v_BSKV, mask)
   row = plgpu.SMEM((_WORKERS, _ROWS), jnp.float32)
   dq = x.run(
-      functools.partial(_dq_worker, x=x, scale=scale), _load_keys, (x.I, x.B, x.H),
+      functools.partial(_dq_worker, x=x, scale=scale), _load_keys,
       {**x.inputs, "d_out": x.pad(d_out_BQHV, x.Q, x.V), "lse": x.pad_rows(lse_BQH), "delta": x.pad_rows(delta_BQH)},
       {"dq": jax.ShapeDtypeStruct((x.B, x.Q, x.H, x.D), x.dtype)},
       {"q_rD": x.own_tile(x.D), "d_out_rV": x.own_tile(x.V), "lse_r": row, "delta_r": row,
@@ -117,7 +118,7 @@ def _backward_keys(q_BQHD, k_BSKD, v_BSKV, mask, scale, lse_BQH, delta_BQH, d_ou
   x = _Call("dkv", q_BQHD, k_BSKD, v_BSKV, mask)
   row = plgpu.SMEM((x.slots, x.rows), jnp.float32)
   dk, dv = x.run(
-      functools.partial(_dkv_worker, x=x, scale=scale), _load_queries, (x.J, x.B, x.K),
+      functools.partial(_dkv_worker, x=x, scale=scale), _load_queries,
       {**x.inputs, "d_out": x.pad(d_out_BQHV, x.Q, x.V), "lse": x.pad_rows(lse_BQH), "delta": x.pad_rows(delta_BQH)},
       {name: jax.ShapeDtypeStruct((x.B, x.S, x.K, size), x.dtype) for name, size in (("dk", x.D), ("dv", x.V))},
       {"k_rD": x.own_tile(x.D), "v_rV": x.own_tile(x.V),
@@ -153,35 +154,53 @@ class _Call:
       classes_BIJ = masks.block_classes(mask, q_block, k_block)
       order, counts = masks.visible_blocks(classes_BIJ.transpose(0, 2, 1) if kernel == "dkv" else classes_BIJ)
       info = lambda *rows: jnp.stack([x for x in rows if x is not None], axis=1)  # [B, R, Q or S]
-      self.known = {"order": order, "counts": counts, "q_info": info(mask.q_positions, mask.q_segment_ids),
+      tiles = jnp.argsort(-counts[..., 1].reshape(-1))  # those that take longest start first
+      self.known = {"tiles": tiles.astype(jnp.int32), "order": order, "counts": counts, "q_info": info(mask.q_positions, mask.q_segment_ids),
                     "k_info": info(mask.k_positions, mask.k_segment_ids)}
 
-  def run(self, work, load, grid, inputs, outputs, memory, barriers):
+  def run(self, work, load, inputs, outputs, memory, barriers):
     """Runs the kernel; returns the arrays of `outputs`."""
     inputs = {**self.known, **inputs}
     names = (*inputs, *outputs)
+    blocks, heads = (self.J, self.K) if self.kernel == "dkv" else (self.I, self.H)
+    tiles = self.B * blocks * heads
+    programs = min(_processors(), tiles)
 
     def body(*refs, **scratch):
       m = _Memory(**dict(zip(names, refs, strict=True)), **scratch)
-      block, row, head = (lax.axis_index(axis) for axis in ("block", "row", "head"))
-      if self.rule[0] and self.kernel != "dkv":
-        block = grid[0] - 1 - block  # the last queries see most, so they start first
-      me = lax.axis_index("warpgroup")
+      program, me = lax.axis_index("program"), lax.axis_index("warpgroup")
+      # Each program takes a tile of each round, in turn from the front and from the back, so that all get equal shares.
+      place = lambda round: jnp.where(round % 2 == 0, program, programs - 1 - program)
+      rounds, rest = divmod(tiles, programs)
+      rounds = rounds + (place(jnp.int32(rounds)) < rest).astype(jnp.int32)
+
+      def each(one):
+        """Steps in all, where one(block, row, head, steps before) gives the steps up to the tile's end."""
+        def tile(round, steps):
+          n = round * programs + place(round)
+          pair, head = lax.div(n, jnp.int32(heads)), lax.rem(n, jnp.int32(heads))
+          pair = m.tiles[pair] if self.informed else pair
+          return one(lax.rem(pair, jnp.int32(blocks)), lax.div(pair, jnp.int32(blocks)), head, steps)
+        return lax.fori_loop(0, rounds, tile, jnp.int32(0))
 
       @pl.when(me < _WORKERS)
       def _():
-        plgpu.set_max_registers(232, action="increase")
-        work(m, block, row, head, me)
+        plgpu.set_max_registers(240, action="increase")
+        pl.when(me == 1)(lambda: plgpu.barrier_arrive(m.turn.at[0]))
+        each(lambda *tile: work(m, me, *tile))
+        pl.when(me == 0)(lambda: plgpu.barrier_wait(m.turn.at[0]))
 
       @pl.when(me == _LOADER)
       def _():
-        plgpu.set_max_registers(40, action="decrease")
-        load(self, m, block, row, head)
+        plgpu.set_max_registers(24, action="decrease")
+        steps = each(lambda *tile: load(self, m, *tile))
+        _leave(self, m, steps)
 
     body.__name__ = f"attention_{self.kernel}"  # the kernel's
+    barriers["turn"] = plgpu.Barrier(num_arrivals=1, num_barriers=_WORKERS)
     return plgpu.kernel(
         body, out_type=tuple(outputs.values()), scratch_types={**memory, **barriers},
-        grid=grid, grid_names=("block", "row", "head"), num_threads=_WORKERS + 1, thread_name="warpgroup",
+        grid=(programs,), grid_names=("program",), num_threads=_WORKERS + 1, thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True), interpret=interpret)(*inputs.values())
 
   def own_tile(self, size):
@@ -220,37 +239,57 @@ class _Memory(types.SimpleNamespace):
   """The references of a kernel by name."""
 
 
-def _forward_worker(m, block, row, head, me, *, x, scale):
+def _forward_worker(m, me, block, row, head, steps, *, x, scale):
   rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
   q_rD, out_rV = m.q_rD.at[me], (m.q_rD if x.D == x.V else m.out_rV).at[me]
   _fetch_own(m, me, [(m.q.at[row, rows, head], m.q_rD), *_info(x, m, "q_info", "own_info", row, rows)])
 
-  def step(n, masked, carry):
-    top, total, out = carry
-    slot = lax.rem(n, jnp.int32(x.slots))
-    plgpu.barrier_wait(m.k_ready.at[slot])
-    s = _product(q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0)), x.rows)
+  def softmax(s, slot, masked, top, total):
     if masked:
       s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
     plgpu.barrier_arrive(m.k_free.at[slot])
     new_top = jnp.maximum(top, jnp.max(s, axis=1) * (scale * _LOG2E))
     p = jnp.exp2(s * (scale * _LOG2E) - _across(new_top, x.rows))
     shrink = jnp.exp2(top - new_top)
-    total = total * shrink + jnp.sum(p, axis=1)
-    plgpu.barrier_wait(m.v_ready.at[slot])
-    out, = _add_products((out * _across(shrink, x.V), p.astype(x.dtype), m.v_sV.at[slot]))
-    plgpu.barrier_arrive(m.v_free.at[slot])
-    return new_top, total, out
+    return p, new_top, total * shrink + jnp.sum(p, axis=1), shrink
 
-  top, total, out = _walk(x, m, block, row, step, (_column(_FAR), _column(0.0), _matrix(x.V)))
+  def scores(slot):
+    plgpu.barrier_wait(m.k_ready.at[slot])
+    return x.rows, q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0))
+
+  def first(slot):
+    s, = _in_flight([scores(slot)], lambda s: (s(),), _turns(m, me))
+    p, top, total, _ = softmax(s, slot, x.informed, _column(_FAR), _column(0.0))
+    return top, total, _matrix(x.V), p.astype(x.dtype)
+
+  def step(n, masked, carry):
+    top, total, out, p = carry
+    slot, before = _slots(x, n)
+    plgpu.barrier_wait(m.v_ready.at[before])
+
+    def use(s, out):  # the softmax while the sum is made
+      p, new_top, new_total, shrink = softmax(s(), slot, masked, top, total)
+      p, shrink, out = lax.optimization_barrier((p, shrink, out()))
+      return new_top, new_total, out * _across(shrink, x.V), p.astype(x.dtype)
+
+    carry = _in_flight([scores(slot), (out, p, m.v_sV.at[before])], use, _turns(m, me))
+    plgpu.barrier_arrive(m.v_free.at[before])
+    return carry
+
+  steps, (top, total, out, p) = _walk(x, m, block, row, steps, step, first)
+  last, _ = _slots(x, steps - 1)
+  plgpu.barrier_wait(m.v_ready.at[last])
+  out, = _add_products((out, p, m.v_sV.at[last]))
+  plgpu.barrier_arrive(m.v_free.at[last])
   some = top > _FAR
   safe = jnp.where(some, total, 1.0)
   out_rV[...] = (out * _across(jnp.where(some, 1.0 / safe, 0.0), x.V)).astype(x.dtype)
   m.lse_r[me] = jnp.where(some, top / _LOG2E + jnp.log(safe), -jnp.inf)
   _store([(out_rV, m.out.at[row, rows, head]), (m.lse_r.at[me], m.lse.at[row, head, rows])])
+  return steps
 
 
-def _dq_worker(m, block, row, head, me, *, x, scale):
+def _dq_worker(m, me, block, row, head, steps, *, x, scale):
   rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
   q_rD, d_out_rV = m.q_rD.at[me], m.d_out_rV.at[me]
   _fetch_own(m, me, [
@@ -259,28 +298,47 @@ def _dq_worker(m, block, row, head, me, *, x, scale):
   lse, delta = (plgpu.load(y, me, layout=_DOWN) for y in (m.lse_r, m.delta_r))
   lse *= _LOG2E
 
-  def step(n, masked, carry):
-    dq, lse, delta = carry
-    slot = lax.rem(n, jnp.int32(x.slots))
+  def products(slot):
     plgpu.barrier_wait(m.k_ready.at[slot])
-    s = _product(q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0)), x.rows)
+    plgpu.barrier_wait(m.v_ready.at[slot])
+    return [(x.rows, q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0))),
+            (x.rows, d_out_rV, plgpu.transpose_ref(m.v_sV.at[slot], (1, 0)))]
+
+  def gradient(s, dp, slot, masked, lse, delta):
+    s = s()
     if masked:
       s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
     p = jnp.exp2(s * (scale * _LOG2E) - _across(lse, x.rows))
-    plgpu.barrier_wait(m.v_ready.at[slot])
-    dp = _product(d_out_rV, plgpu.transpose_ref(m.v_sV.at[slot], (1, 0)), x.rows)
+    dp = dp()
     plgpu.barrier_arrive(m.v_free.at[slot])
-    ds = p * (dp - _across(delta, x.rows))
-    dq, = _add_products((dq, ds.astype(x.dtype), m.k_sD.at[slot]))
-    plgpu.barrier_arrive(m.k_free.at[slot])
-    return dq, lse, delta
+    return p * (dp - _across(delta, x.rows))
 
-  dq, _, _ = _walk(x, m, block, row, step, (_matrix(x.D), lse, delta))
+  def first(slot):
+    ds = _in_flight(products(slot), lambda s, dp: gradient(s, dp, slot, x.informed, lse, delta))
+    return _matrix(x.D), ds.astype(x.dtype), lse, delta
+
+  def step(n, masked, carry):
+    dq, ds, lse, delta = carry
+    slot, before = _slots(x, n)
+
+    def use(s, dp, dq):
+      ds, dq = lax.optimization_barrier((gradient(s, dp, slot, masked, lse, delta), dq()))
+      return dq, ds.astype(x.dtype), lse, delta
+
+    carry = _in_flight([*products(slot), (dq, ds, m.k_sD.at[before])], use)
+    plgpu.barrier_arrive(m.k_free.at[before])
+    return carry
+
+  steps, (dq, ds, _, _) = _walk(x, m, block, row, steps, step, first)
+  last, _ = _slots(x, steps - 1)
+  dq, = _add_products((dq, ds, m.k_sD.at[last]))
+  plgpu.barrier_arrive(m.k_free.at[last])
   q_rD[...] = (dq * scale).astype(x.dtype)
   _store([(q_rD, m.dq.at[row, rows, head])])
+  return steps
 
 
-def _dkv_worker(m, block, row, head, me, *, x, scale):
+def _dkv_worker(m, me, block, row, head, steps, *, x, scale):
   rows = pl.ds(block * _BLOCK + me * _ROWS, _ROWS)
   k_rD, v_rV = m.k_rD.at[me], m.v_rV.at[me]
   _fetch_own(m, me, [
@@ -288,56 +346,66 @@ def _dkv_worker(m, block, row, head, me, *, x, scale):
 
   def step(n, masked, carry):  # scores are [r keys, q queries], so that they enter the products from registers
     dk, dv = carry
-    slot = lax.rem(n, jnp.int32(x.slots))
+    slot, _ = _slots(x, n)
     q_qD, d_out_qV = m.q_qD.at[slot], m.d_out_qV.at[slot]
     plgpu.barrier_wait(m.q_ready.at[slot])
-    s = _product(k_rD, plgpu.transpose_ref(q_qD, (1, 0)), x.rows)
-    if masked:
-      s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
-    lse = plgpu.load(m.lse_q, slot, layout=_ALONG)
-    p = jnp.exp2(s * (scale * _LOG2E) - _down(lse * _LOG2E))
     plgpu.barrier_wait(m.d_out_ready.at[slot])
-    dv, dp = _add_products((dv, p.astype(x.dtype), d_out_qV), (_matrix(x.rows), v_rV, plgpu.transpose_ref(d_out_qV, (1, 0))))
-    delta = plgpu.load(m.delta_q, slot, layout=_ALONG)
+
+    def use(s, dp):
+      s = s()
+      if masked:
+        s = jnp.where(_seen(x, m, me, slot), s, -jnp.inf)
+      lse = plgpu.load(m.lse_q, slot, layout=_ALONG) * _LOG2E
+      p = jnp.exp2(s * (scale * _LOG2E) - _down(lse))
+      p, dp = lax.optimization_barrier((p, dp()))
+      delta = plgpu.load(m.delta_q, slot, layout=_ALONG)
+      return p.astype(x.dtype), (p * (dp - _down(delta))).astype(x.dtype)
+
+    p, ds = _in_flight([(x.rows, k_rD, plgpu.transpose_ref(q_qD, (1, 0))), (x.rows, v_rV, plgpu.transpose_ref(d_out_qV, (1, 0)))], use)
+    dv, dk = _add_products((dv, p, d_out_qV), (dk, ds, q_qD))
     plgpu.barrier_arrive(m.d_out_free.at[slot])
-    ds = p * (dp - _down(delta))
-    dk, = _add_products((dk, ds.astype(x.dtype), q_qD))
     plgpu.barrier_arrive(m.q_free.at[slot])
     return dk, dv
 
-  dk, dv = _walk(x, m, block, row, step, (_matrix(x.D), _matrix(x.V)))
+  steps, (dk, dv) = _walk(x, m, block, row, steps, step, lambda _: (_matrix(x.D), _matrix(x.V)))
   k_rD[...] = (dk * scale).astype(x.dtype)
   v_rV[...] = dv.astype(x.dtype)
   _store([(k_rD, m.dk.at[row, rows, head]), (v_rV, m.dv.at[row, rows, head])])
+  return steps
 
 
-def _load_keys(x, m, block, row, head):
+def _slots(x, n):
+  """The slot of step n, and of the step before."""
+  return lax.rem(n, jnp.int32(x.slots)), lax.rem(n + (x.slots - 1), jnp.int32(x.slots))
+
+
+def _load_keys(x, m, block, row, head, steps):
   """Loads the blocks of keys and values that a block of queries meets."""
   kv_head = lax.div(head, jnp.int32(x.G))
 
-  def load(n, slot):
+  def load(n, step):
     j = m.order[row, block, n] if x.informed else n
     keys = pl.ds(j * x.rows, x.rows)
-    _refill(n, slot, m.k_ready, m.k_free, x.slots, [
+    _refill(x, step, m.k_ready, m.k_free, [
         (m.k.at[row, keys, kv_head], m.k_sD), *_info(x, m, "k_info", "slot_info", row, keys)])
-    _refill(n, slot, m.v_ready, m.v_free, x.slots, [(m.v.at[row, keys, kv_head], m.v_sV)])
+    _refill(x, step, m.v_ready, m.v_free, [(m.v.at[row, keys, kv_head], m.v_sV)])
 
-  _each(x, m, block, row, load, (m.k_free, m.v_free))
+  return _each(x, m, block, row, steps, load)
 
 
-def _load_queries(x, m, block, row, kv_head):
+def _load_queries(x, m, block, row, kv_head, steps):
   """Loads the blocks of queries that meet a block of keys, and in each all heads of the group."""
-  def load(n, slot):
+  def load(n, step):
     n_block, g = lax.div(n, jnp.int32(x.G)), lax.rem(n, jnp.int32(x.G))
     i = m.order[row, block, n_block] if x.informed else n_block
     queries, head = pl.ds(i * x.rows, x.rows), kv_head * x.G + g
-    _refill(n, slot, m.q_ready, m.q_free, x.slots, [
+    _refill(x, step, m.q_ready, m.q_free, [
         (m.q.at[row, queries, head], m.q_qD), (m.lse.at[row, head, queries], m.lse_q),
         *_info(x, m, "q_info", "slot_info", row, queries)])
-    _refill(n, slot, m.d_out_ready, m.d_out_free, x.slots, [
+    _refill(x, step, m.d_out_ready, m.d_out_free, [
         (m.d_out.at[row, queries, head], m.d_out_qV), (m.delta.at[row, head, queries], m.delta_q)])
 
-  _each(x, m, block, row, load, (m.q_free, m.d_out_free))
+  return _each(x, m, block, row, steps, load)
 
 
 def _counts(x, m, block, row):
@@ -345,31 +413,45 @@ def _counts(x, m, block, row):
   heads, blocks = (x.G, x.I) if x.kernel == "dkv" else (1, x.J)
   if not x.informed:
     return jnp.int32(blocks * heads), jnp.int32(blocks * heads)
-  return m.counts[row, block, 0] * heads, m.counts[row, block, 1] * heads
+  return m.counts[row, block, 0] * heads, jnp.maximum(m.counts[row, block, 1], int(x.kernel != "dkv")) * heads
 
 
-def _walk(x, m, block, row, step, carry):
+def _walk(x, m, block, row, steps, step, first):
+  """Carries `first(slot)` through a tile's steps, of which it makes one itself unless the kernel is "dkv".
+
+  Returns the steps up to the tile's end, and the carry.
+  """
   whole, seen = _counts(x, m, block, row)
-  carry = lax.fori_loop(0, whole, lambda n, carry: step(n, False, carry), carry)
-  if not x.informed:
-    return carry
-  return lax.fori_loop(whole, seen, lambda n, carry: step(n, True, carry), carry)
+  begin = int(x.kernel != "dkv")
+  carry = first(_slots(x, steps)[0])
+  carry = lax.fori_loop(steps + begin, steps + whole, lambda n, carry: step(n, False, carry), carry)
+  if x.informed:
+    carry = lax.fori_loop(steps + jnp.maximum(whole, begin), steps + seen, lambda n, carry: step(n, True, carry), carry)
+  return steps + seen, carry
 
 
-def _each(x, m, block, row, load, frees):
+def _each(x, m, block, row, steps, load):
   _, seen = _counts(x, m, block, row)
-  lax.fori_loop(0, seen, lambda n, _: load(n, lax.rem(n, jnp.int32(x.slots))), None)
+  lax.fori_loop(0, seen, lambda n, _: load(n, steps + n), None)
+  return steps + seen
 
-  def leave(n, _):  # the last phases, so that none is left when the barriers go
+
+def _leave(x, m, steps):
+  """Waits for the last phases of a ring, so that none is left when its barriers go."""
+  frees = (m.q_free, m.d_out_free) if x.kernel == "dkv" else (m.k_free, m.v_free)
+
+  def wait(n, _):
     for free in frees:
       plgpu.barrier_wait(free.at[lax.rem(n, jnp.int32(x.slots))])
 
-  lax.fori_loop(jnp.maximum(seen, x.slots), seen + x.slots, leave, None)
+  lax.fori_loop(jnp.maximum(steps, x.slots), steps + x.slots, wait, None)
 
 
-def _refill(n, slot, ready, free, slots, copies):
-  """Fills a slot once both workers have left what it held before."""
-  @pl.when(n >= slots)
+def _refill(x, step, ready, free, copies):
+  """Fills a step's slot once both workers have left what it held before."""
+  slot, _ = _slots(x, step)
+
+  @pl.when(step >= x.slots)
   def _():
     plgpu.barrier_wait(free.at[slot])
 
@@ -416,22 +498,44 @@ def _down(x_n):
   return lax.broadcast_in_dim(x_n, (_ROWS, x_n.shape[0]), [1])
 
 
-def _product(a, b, columns):
-  """a @ b in float32, for tiles in shared memory; waits for it."""
-  def product(sum_ref):
-    plgpu.wgmma(sum_ref, a, b)
-    return sum_ref[...]
+def _in_flight(terms, use, turns=(None, None)):
+  """Starts sum + a @ b, in float32, for each (sum, a, b); `use(*takes)` while they are made.
 
-  return pl.run_scoped(product, plgpu.ACC((_ROWS, columns), jnp.float32))
+  A sum is an array [64, n] or, for zeros, its n; `a` is in registers or shared memory. A take waits for its product
+  and those before it. What `use` returns must have taken the last.
+  """
+  wait, give = turns
+  sums = [_ROWS_BY(total) for total, _, _ in terms]
+
+  def body(*refs):
+    if wait:
+      wait()
+    for ref, (total, _, _) in zip(refs, terms):
+      if not isinstance(total, int):
+        ref[...] = total
+    for ref, (_, a, b) in zip(refs, terms):
+      plgpu.wgmma(ref, a, b)
+    if give:
+      give()
+    left = range(len(terms) - 1, -1, -1)
+    return use(*(functools.partial(plgpu.wgmma_accumulator_load, ref, wait_n=n) for ref, n in zip(refs, left)))
+
+  return pl.run_scoped(body, *(plgpu.ACC(shape, jnp.float32) for shape in sums))
+
+
+def _ROWS_BY(total):
+  return (_ROWS, total) if isinstance(total, int) else total.shape
+
+
+def _turns(m, me):
+  if not TURNS:
+    return None, None
+  return lambda: plgpu.barrier_wait(m.turn.at[me]), lambda: plgpu.barrier_arrive(m.turn.at[1 - me])
 
 
 def _add_products(*terms):
-  """sum + a @ b for each (sum, a, b), `a` in registers or shared memory; waits for all together."""
-  def products(refs):
-    for ref, (_, a, b) in zip(refs, terms):
-      plgpu.wgmma(ref, a, b)
-
-  return pl.run_state(products)(tuple(plgpu.ACC.init(total) for total, _, _ in terms))
+  """sum + a @ b for each (sum, a, b); waits for all together."""
+  return _in_flight(terms, lambda *takes: [take() for take in takes])
 
 
 def _seen(x, m, me, slot):
@@ -442,6 +546,13 @@ def _seen(x, m, me, slot):
   q, k = (met, own) if x.kernel == "dkv" else (own, met)
   field = lambda info: (info[0] if x.positions else None, info[-1] if x.segments else None)
   return masks.pairs(*field(q), *field(k), *x.rule)
+
+
+def _processors() -> int:
+  """Streaming multiprocessors; those of a full H100 while a program is traced for chips that are elsewhere."""
+  from bluelm_jax.kernels.attention import api  # it loads this module by name
+
+  return getattr(api.target(), "core_count", 132)
 
 
 def _whole(n: int, multiple: int) -> int:

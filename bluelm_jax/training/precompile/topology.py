@@ -33,9 +33,11 @@ def devices(name: str) -> list:
 def _gpus(count: str) -> list:
   if not count.isdigit() or int(count) < 1 or (int(count) > 8 and int(count) % 8):
     raise ValueError(f"h100:{count} is no cluster of hosts with eight GPUs; use 1 to 8 or a multiple of 8")
-  for package in ("jax_cuda12_plugin", "nvidia.cuda_nvcc", "nvidia.cudnn", "nvidia.cuda_runtime"):
-    if importlib.util.find_spec(package.split(".")[0]) is None or importlib.util.find_spec(package) is None:
-      raise ValueError(f"compiling for a GPU needs {package}; pip install 'jax[cuda12]'")
+  found = lambda package: all(importlib.util.find_spec(name) for name in (package.split(".")[0], package))
+  packages = ("jax_cuda12_plugin", "nvidia.cuda_nvcc", "nvidia.cudnn", "nvidia.cuda_runtime")
+  missing = [package for package in packages if not found(package)]
+  if missing and not all(map(found, ("jax_cuda13_plugin", "nvidia.cu13", "nvidia.cudnn"))):
+    raise ValueError(f"compiling for a GPU needs {missing[0]}; pip install 'jax[cuda12]'")
   count = int(count)
   shape = f"1x{max(count // 8, 1)}x{min(count, 8)}"
   spec = pathlib.Path(__file__).with_name("h100.txtpb").read_text()
