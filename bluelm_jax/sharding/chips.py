@@ -44,13 +44,14 @@ _SPARSE_CORE = tuple((name, "true") for name in (
 # GPUs: left to itself the compiler joins a layer's reduce-scatters into one, after which nothing is left to hide it.
 _HIDING = (("xla_gpu_enable_latency_hiding_scheduler", True), ("xla_gpu_reduce_scatter_combine_threshold_bytes", 2**20))
 
-# By jax's device_kind. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e pages); H100 SXM: NVIDIA's data sheet, with
+# By jax's device_kind. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e pages); H100 and H200 SXM: NVIDIA's data sheets, with
 # NVLink at 450 GB/s a direction and one 400 Gbit/s InfiniBand port a GPU.
 CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
     "TPU v5": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9, compiler_options=_SPARSE_CORE),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * 2**30, 1640e9, 448e9, compiler_options=_SPARSE_CORE),
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3350e9, 450e9, network=50e9, compiler_options=_HIDING),
+    "NVIDIA H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9, network=50e9, compiler_options=_HIDING),
 }
 
 

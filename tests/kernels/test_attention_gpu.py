@@ -114,7 +114,7 @@ def _products_in_numpy(monkeypatch):
   value = lambda x: x if isinstance(x, jax.Array) else x[...]
   product = lambda a, b: jnp.matmul(value(a), value(b), preferred_element_type=jnp.float32)
 
-  def in_flight(terms, use, *turns):
+  def in_flight(terms, use):
     return use(*(lambda total=total, a=a, b=b: (0 if isinstance(total, int) else total) + product(a, b) for total, a, b in terms))
 
   monkeypatch.setattr(plgpu, "transpose_ref", Transposed)

@@ -39,7 +39,6 @@ _LOADER = _WORKERS
 _LARGEST_D, _LARGEST_V = 192, 128  # what the registers hold
 _FEWEST_QUERIES = 64  # below, a program's block is mostly empty
 
-TURNS = True
 interpret = None  # tests put plgpu's interpreter parameters here
 
 
@@ -154,7 +153,7 @@ class _Call:
       classes_BIJ = masks.block_classes(mask, q_block, k_block)
       order, counts = masks.visible_blocks(classes_BIJ.transpose(0, 2, 1) if kernel == "dkv" else classes_BIJ)
       info = lambda *rows: jnp.stack([x for x in rows if x is not None], axis=1)  # [B, R, Q or S]
-      tiles = jnp.argsort(-counts[..., 1].reshape(-1))  # those that take longest start first
+      tiles = jnp.argsort((counts[..., 0] - 3 * counts[..., 1]).reshape(-1))  # those that take longest first; a mask costs half a block
       self.known = {"tiles": tiles.astype(jnp.int32), "order": order, "counts": counts, "q_info": info(mask.q_positions, mask.q_segment_ids),
                     "k_info": info(mask.k_positions, mask.k_segment_ids)}
 
@@ -164,7 +163,8 @@ class _Call:
     names = (*inputs, *outputs)
     blocks, heads = (self.J, self.K) if self.kernel == "dkv" else (self.I, self.H)
     tiles = self.B * blocks * heads
-    programs = min(_processors(), tiles)
+    # Programs that stay load a tile's blocks while they end the one before; dk and dv gain nothing by it.
+    programs = tiles if self.kernel == "dkv" else min(_processors(), tiles)
 
     def body(*refs, **scratch):
       m = _Memory(**dict(zip(names, refs, strict=True)), **scratch)
@@ -181,14 +181,12 @@ class _Call:
           pair, head = lax.div(n, jnp.int32(heads)), lax.rem(n, jnp.int32(heads))
           pair = m.tiles[pair] if self.informed else pair
           return one(lax.rem(pair, jnp.int32(blocks)), lax.div(pair, jnp.int32(blocks)), head, steps)
-        return lax.fori_loop(0, rounds, tile, jnp.int32(0))
+        return tile(0, jnp.int32(0)) if programs == tiles else lax.fori_loop(0, rounds, tile, jnp.int32(0))
 
       @pl.when(me < _WORKERS)
       def _():
         plgpu.set_max_registers(240, action="increase")
-        pl.when(me == 1)(lambda: plgpu.barrier_arrive(m.turn.at[0]))
         each(lambda *tile: work(m, me, *tile))
-        pl.when(me == 0)(lambda: plgpu.barrier_wait(m.turn.at[0]))
 
       @pl.when(me == _LOADER)
       def _():
@@ -197,7 +195,6 @@ class _Call:
         _leave(self, m, steps)
 
     body.__name__ = f"attention_{self.kernel}"  # the kernel's
-    barriers["turn"] = plgpu.Barrier(num_arrivals=1, num_barriers=_WORKERS)
     return plgpu.kernel(
         body, out_type=tuple(outputs.values()), scratch_types={**memory, **barriers},
         grid=(programs,), grid_names=("program",), num_threads=_WORKERS + 1, thread_name="warpgroup",
@@ -258,7 +255,7 @@ def _forward_worker(m, me, block, row, head, steps, *, x, scale):
     return x.rows, q_rD, plgpu.transpose_ref(m.k_sD.at[slot], (1, 0))
 
   def first(slot):
-    s, = _in_flight([scores(slot)], lambda s: (s(),), _turns(m, me))
+    s, = _in_flight([scores(slot)], lambda s: (s(),))
     p, top, total, _ = softmax(s, slot, x.informed, _column(_FAR), _column(0.0))
     return top, total, _matrix(x.V), p.astype(x.dtype)
 
@@ -272,7 +269,7 @@ def _forward_worker(m, me, block, row, head, steps, *, x, scale):
       p, shrink, out = lax.optimization_barrier((p, shrink, out()))
       return new_top, new_total, out * _across(shrink, x.V), p.astype(x.dtype)
 
-    carry = _in_flight([scores(slot), (out, p, m.v_sV.at[before])], use, _turns(m, me))
+    carry = _in_flight([scores(slot), (out, p, m.v_sV.at[before])], use)
     plgpu.barrier_arrive(m.v_free.at[before])
     return carry
 
@@ -498,39 +495,23 @@ def _down(x_n):
   return lax.broadcast_in_dim(x_n, (_ROWS, x_n.shape[0]), [1])
 
 
-def _in_flight(terms, use, turns=(None, None)):
+def _in_flight(terms, use):
   """Starts sum + a @ b, in float32, for each (sum, a, b); `use(*takes)` while they are made.
 
   A sum is an array [64, n] or, for zeros, its n; `a` is in registers or shared memory. A take waits for its product
   and those before it. What `use` returns must have taken the last.
   """
-  wait, give = turns
-  sums = [_ROWS_BY(total) for total, _, _ in terms]
-
   def body(*refs):
-    if wait:
-      wait()
     for ref, (total, _, _) in zip(refs, terms):
       if not isinstance(total, int):
         ref[...] = total
     for ref, (_, a, b) in zip(refs, terms):
       plgpu.wgmma(ref, a, b)
-    if give:
-      give()
-    left = range(len(terms) - 1, -1, -1)
-    return use(*(functools.partial(plgpu.wgmma_accumulator_load, ref, wait_n=n) for ref, n in zip(refs, left)))
+    later = range(len(terms) - 1, -1, -1)
+    return use(*(functools.partial(plgpu.wgmma_accumulator_load, ref, wait_n=n) for ref, n in zip(refs, later)))
 
-  return pl.run_scoped(body, *(plgpu.ACC(shape, jnp.float32) for shape in sums))
-
-
-def _ROWS_BY(total):
-  return (_ROWS, total) if isinstance(total, int) else total.shape
-
-
-def _turns(m, me):
-  if not TURNS:
-    return None, None
-  return lambda: plgpu.barrier_wait(m.turn.at[me]), lambda: plgpu.barrier_arrive(m.turn.at[1 - me])
+  shapes = ((_ROWS, total) if isinstance(total, int) else total.shape for total, _, _ in terms)
+  return pl.run_scoped(body, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
 
 def _add_products(*terms):
