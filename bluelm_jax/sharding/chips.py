@@ -14,6 +14,8 @@ class Chip:
     link: bytes/s a device can send to the others of its slice or host.
     network: bytes/s beyond the host (GPUs only; a TPU slice has one fabric).
     compiler_options: for `jax.jit`.
+    products: share of the peak that a layer's matrix products reach, with what runs between them: assumed for TPUs;
+      of GPUs, what makes the estimate of BlueLM-2.5-3B's step that which an H200 took (tests/bench/README.md).
   """
 
   name: str
@@ -23,6 +25,7 @@ class Chip:
   link: float
   network: float | None = None
   compiler_options: tuple[tuple[str, str | bool | int], ...] = ()
+  products: float = 0.80
 
 
 # Chips with SparseCores can leave collectives to them: all-gathers and reduce-scatters then run beside the matrix
@@ -50,8 +53,8 @@ CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
     "TPU v5": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9, compiler_options=_SPARSE_CORE),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * 2**30, 1640e9, 448e9, compiler_options=_SPARSE_CORE),
-    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3350e9, 450e9, network=50e9, compiler_options=_HIDING),
-    "NVIDIA H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9, network=50e9, compiler_options=_HIDING),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3350e9, 450e9, network=50e9, compiler_options=_HIDING, products=0.60),
+    "NVIDIA H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9, network=50e9, compiler_options=_HIDING, products=0.60),
 }
 
 

@@ -15,7 +15,7 @@ def get_config(size: str = "miniature"):
   c.data.rows, c.data.length, c.data.tile_slots = 8, 392, 16
   c.steps = 1200
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 64, 1536, 192, 3000
+    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 64, 1536, 384, 3000
   c.trainable = ("vision/.*", "adapter/.*")
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 2e-3

@@ -118,7 +118,7 @@ def _estimate(**changes):
   memory = estimate.Memory(2 * gib, 4 * gib, 0, 3 * gib, 9 * gib, 10 * gib)
   work = flops.Flops(3e15, 1e15, 0.0, 0.0, 0.0)
   transfers = [estimate.Transfer("all-gather", "async", 32, gib, True, 0.4), estimate.Transfer("all-reduce", "sync", 1, gib, False, 0.25)]
-  plain = estimate.Estimate(memory, 10, 4096, 0, work, flops.Flops(0, 0, 0, 0, 0), transfers, 5.0, 2.0, 0.25, 8, 2e14)
+  plain = estimate.Estimate(memory, 10, 4096, 0, work, flops.Flops(0, 0, 0, 0, 0), transfers, 5.0, 2.0, 0.25, 8, chips.Chip("a chip", 2e14, 10 * gib, 1e12, 1e11))
   return dataclasses.replace(plain, **changes)
 
 

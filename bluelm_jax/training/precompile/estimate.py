@@ -14,10 +14,10 @@ from bluelm_jax.training import flops as flops_lib
 from bluelm_jax.training.precompile import hlo
 from bluelm_jax.training.precompile.compile import Compiled
 
-# Shares of the peak: large matrix products; attention kernels at head size 128 inside the blocks they visit
+# Shares of the peak beside the chip's own of products: attention kernels at head size 128 inside the blocks they visit
 # (FlashAttention-3 reports up to 0.75 forward and less backward, arXiv 2407.08608); the vision tower's, whose heads
 # of 72 fill little more than half of a 128-wide unit; the memory; a collective, which rarely uses all links.
-PRODUCTS, ATTENTION, VISION_ATTENTION, MEMORY, LINKS = 0.80, 0.55, 0.25, 0.80, 0.50
+ATTENTION, VISION_ATTENTION, MEMORY, LINKS = 0.55, 0.25, 0.80, 0.50
 HOST = 8  # GPUs that NVLink joins; beyond them, each sends over its own network port
 _BLOCK = 1024  # keys; a causal row's kernel computes whole blocks, half of those on the diagonal in vain
 
@@ -63,7 +63,7 @@ class Estimate:
   traffic: float
   exposed: float
   devices: int
-  peak_flops: float
+  chip: Chip
 
   @property
   def step(self) -> float:
@@ -72,13 +72,13 @@ class Estimate:
 
   @property
   def mfu(self) -> float:
-    return self.flops.total / (self.step * self.devices * self.peak_flops)
+    return self.flops.total / (self.step * self.devices * self.chip.flops)
 
   @property
   def binding(self) -> str:
     """The largest term that keeps the step from the chip's peak."""
-    ideal = self.flops.total / (self.devices * self.peak_flops)
-    again = self.recomputed.total / (self.devices * self.peak_flops)
+    ideal = self.flops.total / (self.devices * self.chip.flops)
+    again = self.recomputed.total / (self.devices * self.chip.flops)
     terms = {
         "transfers that nothing hides": self.exposed, "memory traffic": max(self.traffic - self.arithmetic, 0.0),
         "recomputation": again, "kernels below the chip's peak (assumed)": self.arithmetic - ideal - again}
@@ -91,7 +91,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   model, recomputed = flops_lib.train(model_config, config.trainable, documents, tiles)
   work = flops_lib.Flops(*(a + b for a, b in zip(dataclasses.astuple(model), dataclasses.astuple(recomputed))))
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
-  shares = dict(llm=PRODUCTS, vision=PRODUCTS, adapter=PRODUCTS, attention=ATTENTION * useful, vision_attention=VISION_ATTENTION)
+  shares = dict(llm=chip.products, vision=chip.products, adapter=chip.products, attention=ATTENTION * useful, vision_attention=VISION_ATTENTION)
   arithmetic = work.scaled(**{name: 1 / share for name, share in shares.items()}).total / (devices * chip.flops)
   found = hlo.collectives(compiled.program.as_text())
   transfers = _transfers(found, chip)
@@ -104,7 +104,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   traffic = (2 * state + 2 * 2 * 3 * count) / (chip.bandwidth * MEMORY)
   return Estimate(
       memory(compiled, chip), count, spec.rows * spec.length, tiles, model, recomputed, transfers, arithmetic, traffic, exposed,
-      devices, chip.flops)
+      devices, chip)
 
 
 def memory(compiled: Compiled, chip: Chip) -> Memory:

@@ -11,7 +11,6 @@ from bluelm_jax.training.precompile.estimate import ATTENTION
 from bluelm_jax.training.precompile.estimate import Estimate
 from bluelm_jax.training.precompile.estimate import LINKS
 from bluelm_jax.training.precompile.estimate import MEMORY
-from bluelm_jax.training.precompile.estimate import PRODUCTS
 from bluelm_jax.training.precompile.estimate import VISION_ATTENTION
 
 _STYLE = "body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;margin:.5em 0 1.5em}td,th{padding:.2em .9em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}"
@@ -52,7 +51,7 @@ def sections(e: Estimate, budget: Budget, title: str, seconds: float) -> list[tu
           ["arithmetic", f"{1e3 * e.arithmetic:.0f} ms"], ["memory traffic", f"{1e3 * e.traffic:.0f} ms"],
           ["exposed transfers", f"{1e3 * e.exposed:.0f} ms"], ["step", f"{1e3 * e.step:.0f} ms"],
           ["tokens/s a device", f"{e.tokens / e.step / e.devices:,.0f}"], ["MFU", f"{100 * e.mfu:.1f} %"], ["bound by", e.binding],
-          ["assumed shares of the peak", f"products {PRODUCTS}, attention {ATTENTION} in visited blocks, ViT attention {VISION_ATTENTION}, HBM {MEMORY}, links {LINKS}"]]),
+          ["assumed shares of the peak", f"products {e.chip.products}, attention {ATTENTION} in visited blocks, ViT attention {VISION_ATTENTION}, HBM {MEMORY}, links {LINKS}"]]),
   ]
 
 
