@@ -4,7 +4,10 @@ Shapes: B rows, S sequence, R row groups, T tile slots of a group, N visual toke
 """
 
 import dataclasses
+from typing import Iterator
+from typing import Sequence
 
+from absl import flags
 import grain
 import numpy as np
 
@@ -13,6 +16,7 @@ from bluelm_jax.data.batch import PackedBatch
 
 
 _HOPELESS = 1000  # examples dropped for one batch before we say so
+_WINDOW = 32  # examples among which the one to place next is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class PackSpec:
 
 
 class Packer:
-  """One batch in the making; best fit over rows."""
+  """One batch in the making."""
 
   def __init__(self, spec: PackSpec):
     self.spec = spec
@@ -60,13 +64,20 @@ class Packer:
     self.segments = np.zeros(s.rows, int)
     self.tiles_used = np.zeros(s.groups, int)
 
-  def add(self, example: Example) -> bool:
-    """Places the example in the fullest row that has room; False if none has."""
+  def largest(self, examples: Sequence[Example]) -> int | None:
+    """Which of the examples is the longest that some row has room for; None if there is none."""
+    s = self.spec
+    room_R = s.length - self.used.reshape(s.groups, -1).min(1)
+    n_E, t_E = (np.array([len(x) for x in xs])[:, None] for xs in ([e.tokens for e in examples], [e.tiles for e in examples]))
+    fits_E = ((n_E <= room_R) & (t_E <= s.tile_slots - self.tiles_used)).any(1)
+    return int(np.argmax(np.where(fits_E, n_E[:, 0], -1))) if fits_E.any() else None
+
+  def add(self, example: Example) -> None:
+    """Places the example, which fits, in the fullest row that has room."""
     s, n, t = self.spec, len(example.tokens), len(example.tiles)
     group_of_row = np.arange(s.rows) // (s.rows // s.groups)
     fits = (self.used + n <= s.length) & (self.tiles_used[group_of_row] + t <= s.tile_slots)
-    if not fits.any():
-      return False
+    assert fits.any()
     row = int(np.argmax(np.where(fits, self.used, -1)))
     group = group_of_row[row]
     at = slice(self.used[row], self.used[row] + n)
@@ -83,7 +94,6 @@ class Packer:
     b.tile_places[group, slots] = example.tile_places
     self.used[row] += n
     self.tiles_used[group] += t
-    return True
 
 
 def fit(example: Example, spec: PackSpec) -> Example | None:
@@ -98,61 +108,60 @@ def fit(example: Example, spec: PackSpec) -> Example | None:
   return example._replace(**cut)
 
 
-def pack(examples, spec: PackSpec):
-  """Yields PackedBatches from an iterable of Examples; the last may be partly empty."""
-  packer = Packer(spec)
-  for example in examples:
-    example = fit(example, spec)
-    if example is None:
-      continue
-    if not packer.add(example):
-      yield packer.batch
-      packer = Packer(spec)
-      assert packer.add(example)
-  if packer.used.any():
+def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
+  """Yields PackedBatches of a list of Examples, longest first; the last may be partly empty."""
+  waiting = [e for e in (fit(example, spec) for example in examples) if e is not None]
+  while waiting:
+    packer = Packer(spec)
+    while (chosen := packer.largest(waiting)) is not None:
+      packer.add(waiting.pop(chosen))
     yield packer.batch
 
 
 class PackIterator:
-  """Iterates over PackedBatches of a dataset's examples; `set_state(get_state())` resumes at an example, in O(1).
+  """Iterates over PackedBatches of endless examples; `set_state(get_state())` resumes at an example, in O(1).
+
+  The next to be placed is the longest that fits of a window of examples, whose rest waits for the next batch.
 
   Args:
-    examples: random access to Examples; batches hold them in order, whatever the workers.
+    examples: random access to Examples; how they fill batches does not depend on the workers.
     workers: processes that read ahead; 0 reads in a thread of this one.
   """
 
   def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0):
     self._examples, self._spec, self._workers = examples, spec, workers
-    self.set_state({"next_index": 0})
+    self.set_state({"next_index": 0, "waiting": []})
 
   def __iter__(self):
     return self
 
   def __next__(self) -> PackedBatch:
-    packer = Packer(self._spec)
-    if self._carried is not None:
-      assert packer.add(self._carried)
-    dropped = 0
-    while dropped < _HOPELESS:
-      self._start = self._read
-      self._carried = fit(next(self._reader), self._spec)
-      self._read += 1
-      if self._carried is None:
-        dropped += 1
-      elif not packer.add(self._carried):
+    packer, dropped = Packer(self._spec), 0
+    while True:
+      while len(self._waiting) < _WINDOW:
+        example = fit(next(self._reader), self._spec)
+        if example is not None:
+          self._waiting.append((self._next, example))
+        elif (dropped := dropped + 1) == _HOPELESS:
+          raise ValueError(
+              f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
+        self._next += 1
+      chosen = packer.largest([example for _, example in self._waiting])
+      if chosen is None:
         return packer.batch
-    raise ValueError(
-        f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
+      packer.add(self._waiting.pop(chosen)[1])
 
-  def get_state(self) -> dict[str, int]:
-    """Where the first example of the next batch stands."""
-    return {"next_index": self._start}
+  def get_state(self) -> dict[str, int | list[int]]:
+    """The first example that was not read, and those that wait."""
+    return {"next_index": self._next, "waiting": [index for index, _ in self._waiting]}
 
-  def set_state(self, state: dict[str, int]) -> None:
-    self._start = self._read = state["next_index"]
-    self._carried = None  # did not fit into the last batch; read again after a restore
+  def set_state(self, state: dict[str, int | list[int]]) -> None:
+    self._next = state["next_index"]
+    self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state["waiting"]]
     # Few threads: the training step wants the cores.
-    ahead = self._examples[self._start :].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
+    ahead = self._examples[self._next :].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
     if self._workers:
+      if not flags.FLAGS.is_parsed():  # grain hands absl's flags to its processes, also outside a door
+        flags.FLAGS.mark_as_parsed()
       ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=16))
     self._reader = iter(ahead)
