@@ -44,8 +44,15 @@ _SPARSE_CORE = tuple((name, "true") for name in (
     "xla_tpu_prefer_async_allgather_to_allreduce",
 )) + (("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "false"),)
 
-# GPUs: left to itself the compiler joins a layer's reduce-scatters into one, after which nothing is left to hide it.
-_HIDING = (("xla_gpu_enable_latency_hiding_scheduler", True), ("xla_gpu_reduce_scatter_combine_threshold_bytes", 2**20))
+# GPUs. Left to itself the compiler joins a layer's reduce-scatters into one, after which nothing is left to hide it; sends
+# keys and values of a ring's hop one after the other, of which a kernel hides only the last; and lets nothing travel
+# beside the loop of a ring.
+_HIDING = (
+    ("xla_gpu_enable_latency_hiding_scheduler", True),
+    ("xla_gpu_reduce_scatter_combine_threshold_bytes", 2**20),
+    ("xla_gpu_collective_permute_combine_threshold_bytes", 2**28),
+    ("xla_gpu_experimental_parallel_collective_overlap_limit", 3),
+)
 
 # By jax's device_kind. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e pages); H100 and H200 SXM: NVIDIA's data sheets, with
 # NVLink at 450 GB/s a direction and one 400 Gbit/s InfiniBand port a GPU.

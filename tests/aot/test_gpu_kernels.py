@@ -1,5 +1,7 @@
 """The GPU kernels compiled for a described H100, with no GPU: nothing runs, so this proves what the compiler accepts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from bluelm_jax.kernels.attention import masks
 from bluelm_jax.kernels.attention import pallas_gpu
 from bluelm_jax.kernels.attention import pallas_triton
+from bluelm_jax.kernels.attention import ring
+from bluelm_jax.sharding import chips
+from bluelm_jax.training.precompile import hlo
 from bluelm_jax.training.precompile import topology
 
 try:
@@ -58,3 +63,22 @@ def test_hopper_kernels_are_chosen_for_the_described_chip(mesh):
   x = jax.ShapeDtypeStruct((1, 512, 4, 128), jnp.bfloat16)
   with jax.set_mesh(mesh):
     assert pallas_gpu.choice(x, x, x) == ("pallas_gpu", "NVIDIA H100 80GB HBM3")
+
+
+def test_kernels_stand_beside_the_rings_transfers():
+  mesh = jax.sharding.Mesh(np.array(topology.devices("h100:4")), ("context",))
+  struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(None, "context")))
+  q, k = (struct((1, 32768, heads, 128), jnp.bfloat16) for heads in (16, 4))
+  numbers = struct((1, 32768), jnp.int32)
+
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=jax.P(None, "context"), out_specs=jax.P(None, "context"), check_vma=False)
+  def attend(q, k, v, positions, segment_ids):
+    mask = masks.make(positions, positions, segment_ids, segment_ids, causal=True)
+    return ring.attention(q, k, v, mask, axis="context", strategy="ring", scale=0.1, implementation="pallas_gpu")[0]
+
+  loss = lambda *x: jnp.sum(attend(*x).astype(jnp.float32) ** 2)
+  options = chips.compiler_options(DEVICES[0].device_kind)
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), compiler_options=options).lower(q, k, k, numbers, numbers).compile().as_text()
+  hops = [c for c in hlo.collectives(text) if c.kind == "collective-permute" and c.trips > 1]
+  assert len(hops) == 2 and all(c.overlap for c in hops), "one transfer a hop, forward and backward"

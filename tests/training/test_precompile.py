@@ -176,10 +176,10 @@ def test_a_slice_the_compiler_does_not_know_is_refused():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu")
-@pytest.mark.parametrize("rows,code,words", [(8, 0, "Roofline (estimate)"), (1 << 17, 3, "largest buffers:")])
+@pytest.mark.parametrize("rows,code,words", [(8, 0, "Roofline (estimate)"), (1 << 18, 3, "largest buffers:")])
 def test_the_door_compiles_and_says_when_it_does_not_fit(rows, code, words, tmp_path):
   command = [
-      sys.executable, "-m", "bluelm_jax.precompile", "--config=configs/stages/text.py:small", "--topology=v5e:2x2",
+      sys.executable, "-m", "bluelm_jax.precompile", "--config=configs/stages/text.py:miniature", "--topology=v5e:2x2", "--config.optimizer.name=adamw",
       f"--config.data.rows={rows}", f"--report={tmp_path}/out.html"]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == code, done.stderr[-2000:]

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import cv2
@@ -22,10 +23,14 @@ from tests.training import tiny
 ROOT, STEPS = tiny.ROOT, tiny.STEPS
 
 
+_COMPILED = tempfile.TemporaryDirectory()  # what one process compiled, the next need not
+_ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": _COMPILED.name}
+
+
 def run_module(name, *arguments):
   """A module in its own process with one device."""
   command = [sys.executable, "-m", name, *map(str, arguments)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "XLA_FLAGS": ""})
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=_ENVIRONMENT)
 
 
 def door(name, *flags):
@@ -97,7 +102,7 @@ def test_killed_run_resumes_with_the_same_losses(tmp_path):
   whole = door("train", *flags, f"--workdir={tmp_path / 'whole'}")
   assert whole.returncode == 0, whole.stderr
   command = [sys.executable, "-m", "bluelm_jax.train", *flags, f"--workdir={tmp_path / 'killed'}"]
-  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "XLA_FLAGS": ""})
+  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=_ENVIRONMENT)
   record = tmp_path / "killed" / "metrics.jsonl"
   while process.poll() is None and not (record.exists() and record.read_text().count("\n") >= 5):
     time.sleep(0.02)
