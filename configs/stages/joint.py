@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "joint", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 1300
+  c.steps = 1210
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 248, 12_000
   c.optimizer.name = "muon"

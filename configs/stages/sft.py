@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 336, 12  # two screens a row
-  c.steps = 1000
+  c.steps = 900
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 280, 4000
   c.optimizer.name = "muon"
