@@ -6,6 +6,10 @@ accelerator. The blocks met stand in a list made from the mask before the kernel
 wholly visible, which skip the mask, then the others; those with nothing to see are on no list. The loader reads
 the list; the others count.
 
+The tensor cores do not wait for the softmax: a step starts the scores of its block and the sum over the block before,
+and works on the scores while the sum is made (`_in_flight`). Forward and dq have a program a processor, which goes
+from tile to tile and loads the next one's blocks while it ends the last; the longest tiles come first.
+
 A slot of the ring has two barriers: `ready`, where each copy into the slot arrives, and `free`, where both compute
 warpgroups arrive when they no longer read it. All three walk the same number of steps, so each waits for every
 phase of a barrier exactly once.
@@ -49,10 +53,11 @@ class Sizes(typing.NamedTuple):
   slots: int
 
 
-# By the head size up to which they hold: estimates from registers and shared memory, not tuned on a chip.
+# By the head size up to which they hold. For 128 the best of those tried on an H100 (tests/bench/README.md); the others
+# are estimates from registers and shared memory.
 _SIZES = {
     "forward": {64: Sizes(128, 3), 128: Sizes(128, 2), 192: Sizes(64, 3)},
-    "dq": {64: Sizes(64, 3), 128: Sizes(64, 3), 192: Sizes(64, 2)},
+    "dq": {64: Sizes(64, 3), 128: Sizes(64, 3), 192: Sizes(64, 3)},
     "dkv": {64: Sizes(64, 3), 128: Sizes(64, 2), 192: Sizes(32, 2)},
 }
 

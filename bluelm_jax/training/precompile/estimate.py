@@ -1,7 +1,8 @@
 """What a compiled step will cost: memory as the compiler placed it, time as a roofline. Times are estimates.
 
 Nothing was run. The step takes the longer of its arithmetic and its memory traffic, plus the transfers that nothing
-hides; how near a chip comes to its peak is assumed below, from what public training runs reached.
+hides: a transfer with work beside it counts as hidden, while all of these together are shorter than the arithmetic.
+How near a chip comes to its peak is assumed, below and in `sharding.chips`.
 """
 
 import dataclasses
