@@ -1,6 +1,6 @@
 """Packing: Examples into PackedBatches, filling tokens and tiles together.
 
-Shapes: B rows, S sequence, R row groups, T tile slots of a group, N visual tokens a tile.
+Shapes: E examples, B rows, S sequence, R row groups, T tile slots of a group, N visual tokens a tile.
 """
 
 import dataclasses
@@ -68,9 +68,9 @@ class Packer:
     """Which of the examples is the longest that some row has room for; None if there is none."""
     s = self.spec
     room_R = s.length - self.used.reshape(s.groups, -1).min(1)
-    n_E, t_E = (np.array([len(x) for x in xs])[:, None] for xs in ([e.tokens for e in examples], [e.tiles for e in examples]))
-    fits_E = ((n_E <= room_R) & (t_E <= s.tile_slots - self.tiles_used)).any(1)
-    return int(np.argmax(np.where(fits_E, n_E[:, 0], -1))) if fits_E.any() else None
+    n_E, t_E = np.array([len(e.tokens) for e in examples], int), np.array([len(e.tiles) for e in examples], int)
+    fits_E = ((n_E[:, None] <= room_R) & (t_E[:, None] <= s.tile_slots - self.tiles_used)).any(1)
+    return int(np.argmax(np.where(fits_E, n_E, -1))) if fits_E.any() else None
 
   def add(self, example: Example) -> None:
     """Places the example, which fits, in the fullest row that has room."""
@@ -121,7 +121,8 @@ def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
 class PackIterator:
   """Iterates over PackedBatches of endless examples; `set_state(get_state())` resumes at an example, in O(1).
 
-  The next to be placed is the longest that fits of a window of examples, whose rest waits for the next batch.
+  The next to be placed is the longest that fits of a window of examples, whose rest waits for the next batch. So batches
+  of another size, or of other row groups, take the examples in the same order but for that window.
 
   Args:
     examples: random access to Examples; how they fill batches does not depend on the workers.
@@ -130,6 +131,7 @@ class PackIterator:
 
   def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0):
     self._examples, self._spec, self._workers = examples, spec, workers
+    self._reader = None
     self.set_state({"next_index": 0, "waiting": []})
 
   def __iter__(self):
@@ -139,13 +141,13 @@ class PackIterator:
     packer, dropped = Packer(self._spec), 0
     while True:
       while len(self._waiting) < _WINDOW:
-        example = fit(next(self._reader), self._spec)
+        index, example = self._next, fit(next(self._reader), self._spec)
+        self._next += 1
         if example is not None:
-          self._waiting.append((self._next, example))
+          self._waiting.append((index, example))
         elif (dropped := dropped + 1) == _HOPELESS:
           raise ValueError(
               f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
-        self._next += 1
       chosen = packer.largest([example for _, example in self._waiting])
       if chosen is None:
         return packer.batch
@@ -157,11 +159,13 @@ class PackIterator:
 
   def set_state(self, state: dict[str, int | list[int]]) -> None:
     self._next = state["next_index"]
-    self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state["waiting"]]
+    self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state.get("waiting", ())]
     # Few threads: the training step wants the cores.
     ahead = self._examples[self._next :].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
     if self._workers:
       if not flags.FLAGS.is_parsed():  # grain hands absl's flags to its processes, also outside a door
         flags.FLAGS.mark_as_parsed()
       ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=16))
+    if self._reader is not None:
+      self._reader.close()  # its processes would read on
     self._reader = iter(ahead)

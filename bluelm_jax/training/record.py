@@ -12,7 +12,7 @@ from bluelm_jax.interop import load
 
 FILE_NAME = "stage.json"
 # How a stage is computed, printed and saved; what it learns does not depend on these.
-_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep")
+_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep", "data.workers")
 
 
 def latest_step(workdir) -> int | None:
@@ -33,7 +33,7 @@ def check(workdir, config) -> None:
   new = _flat(config.to_dict())
   fix = f"choose another --workdir, or remove {workdir} to train it anew"
   for key in sorted(old | new):
-    if key != "init_from" and key.split(".")[0] not in _FREE and old.get(key) != new.get(key):
+    if key != "init_from" and key not in _FREE and key.split(".")[0] not in _FREE and old.get(key) != new.get(key):
       raise ValueError(f"{workdir} was trained with {key} = {old.get(key, 'absent')}, now it is {new.get(key, 'absent')}; set it back, {fix}")
   found = _start(config.init_from)
   if found == start or found is None and old["init_from"] == new["init_from"]:  # what it started from is needed no more

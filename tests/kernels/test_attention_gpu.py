@@ -97,9 +97,12 @@ def test_hopper_kernels_and_their_barriers(monkeypatch):
   monkeypatch.setattr(pallas_gpu, "_flawed_assembler", lambda: None)
   monkeypatch.setattr(pallas_gpu, "interpret", params.InterpretGPUParams(detect_races=True))
   monkeypatch.setattr(pallas_gpu, "_SIZES", {name: {64: pallas_gpu.Sizes(32, 2)} for name in pallas_gpu._SIZES})  # rings go round
-  monkeypatch.setattr(pallas_gpu, "_processors", lambda: 2)  # several tiles for one, and a last round for one alone
-  shape = 1, 250, 128, 3, 1, 64, 32
+  monkeypatch.setattr(pallas_gpu, "_processors", lambda: 3)  # four tiles: the last round is for one
+  shape = 1, 160, 96, 2, 1, 64, 32
   _check(pallas_gpu, shape, jnp.bfloat16, _mask(*shape[:3], True, True, 60))
+  shape = 1, 160, 64, 1, 1, 64, 32
+  ids = jnp.asarray(np.r_[np.full(128, 1), np.full(32, 3)])[None], jnp.ones((1, 64), jnp.int32)
+  _check(pallas_gpu, shape, jnp.bfloat16, masks.make(None, None, *ids, causal=False))  # whole blocks, and a tile that sees nothing
   assert not races().races_found
 
 

@@ -4,7 +4,7 @@ A program has three warpgroups (FlashAttention-3, arXiv 2407.08608): two compute
 block in its registers, and one loads what they meet into a ring of shared memory through the tensor memory
 accelerator. The blocks met stand in a list made from the mask before the kernel starts: first those that are
 wholly visible, which skip the mask, then the others; those with nothing to see are on no list. The loader reads
-the list; the others count.
+the list; the others count. Forward and dq mask the first block in any case, and take one where there is none.
 
 The tensor cores do not wait for the softmax: a step starts the scores of its block and the sum over the block before,
 and works on the scores while the sum is made (`_in_flight`). Forward and dq have a program a processor, which goes
@@ -53,8 +53,8 @@ class Sizes(typing.NamedTuple):
   slots: int
 
 
-# By the head size up to which they hold. For 128 the best of those tried on an H100 (tests/bench/README.md); the others
-# are estimates from registers and shared memory.
+# By the head size up to which they hold. For 128 the best of those tried on an H100; the others are estimates from registers
+# and shared memory.
 _SIZES = {
     "forward": {64: Sizes(128, 3), 128: Sizes(128, 2), 192: Sizes(64, 3)},
     "dq": {64: Sizes(64, 3), 128: Sizes(64, 3), 192: Sizes(64, 3)},
@@ -535,10 +535,11 @@ def _seen(x, m, me, slot):
 
 
 def _processors() -> int:
-  """Streaming multiprocessors; those of a full H100 while a program is traced for chips that are elsewhere."""
+  """Streaming multiprocessors of the GPU, or what the mesh in context says of it; a full H100's where it says nothing."""
   from bluelm_jax.kernels.attention import api  # it loads this module by name
 
-  return getattr(api.target(), "core_count", 132)
+  target = api.target()
+  return getattr(target, "core_count", None) or getattr(target, "num_cores", None) or 132
 
 
 def _whole(n: int, multiple: int) -> int:

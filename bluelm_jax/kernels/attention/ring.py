@@ -63,7 +63,7 @@ def _ring_forward(q, k, v, mask, scale, axis, name):
 
   A hop's result is combined at the start of the next, before a barrier: so that it is the kernel, and not the
   sums after it, that the compiler lays beside the transfer. There is no `cond` around a hop with nothing to
-  see, as transfers are not laid beside conditionals; its kernel computes no block.
+  see, as transfers are not laid beside conditionals; its kernel computes at most one block a tile.
   """
   wide = jnp.promote_types(q.dtype, jnp.float32)
 

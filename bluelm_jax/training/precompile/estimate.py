@@ -94,8 +94,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
   shares = dict(llm=chip.products, vision=chip.products, adapter=chip.products, attention=ATTENTION * useful, vision_attention=VISION_ATTENTION)
   arithmetic = work.scaled(**{name: 1 / share for name, share in shares.items()}).total / (devices * chip.flops)
-  ids = [device.id for device in compiled.described.mesh.devices.flat]  # the program counts along the mesh
-  found = [c._replace(members=tuple(ids[i] for i in c.members)) for c in hlo.collectives(compiled.program.as_text())]
+  found = hlo.collectives(compiled.program.as_text())
   transfers = _transfers(found, chip)
   hidden = sum(t.seconds for t in transfers if t.overlapped)
   exposed = sum(t.seconds for t in transfers if not t.overlapped) + max(hidden - arithmetic, 0.0)
