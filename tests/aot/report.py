@@ -64,7 +64,7 @@ def one(config_path: str, name: str) -> dict:
 
 def kernels() -> str:
   """Runs tests/aot with the whole grid; returns pytest's last line, and the names of failures."""
-  command = [sys.executable, "-m", "pytest", "-n", "2", "tests/aot", "-q", "--durations=0"]
+  command = [sys.executable, "-m", "pytest", "-n", "2", "tests/aot", "--durations=0"]
   done = subprocess.run(command, env={**_ENVIRONMENT, "AOT_WHOLE": "1"}, capture_output=True, text=True, cwd=machine.ROOT)
   lines = done.stdout.splitlines()
   return "\n".join([*(line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1]])
