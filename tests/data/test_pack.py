@@ -1,5 +1,6 @@
 """Packing: nothing lost, nothing mixed, and resume to the example."""
 
+import multiprocessing
 import pathlib
 
 import hypothesis
@@ -115,6 +116,7 @@ def test_processes_that_read_change_nothing():
   for _ in range(2):
     want, have = next(here), next(there)
     assert all(np.array_equal(a, b) for a, b in zip(want, have))
+  assert len(multiprocessing.active_children()) >= 2
   here.set_state(there.get_state())
   assert all(np.array_equal(a, b) for a, b in zip(next(here), next(there)))
 

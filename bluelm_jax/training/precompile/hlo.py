@@ -52,7 +52,8 @@ class Collective(NamedTuple):
       or "sparse-core" (start ... done, carried out by a SparseCore).
     size: bytes of the result on one chip: the whole of a gather or an all-reduce, the part of a reduce-scatter.
     overlap: matrix products, kernels and loops between start and done; 0 if sync.
-    members: places along the mesh (on GPUs, where it follows the device ids, these) of a group that takes part together; of a permute, those of the longest way. () if not stated.
+    members: places along the mesh (on GPUs the device ids, which it follows there) of a group that takes part together;
+      of a permute, those of the longest way. () if not stated.
     trips: how often a step runs it, as the loops around it turn.
   """
 
