@@ -107,7 +107,7 @@ def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> 
     style, _, blank = condition.partition(" ")
     prompts = []
     for image, language, ask, _, _ in made:
-      text = ask if style == "none" else f"{ask} {reasoning.HINTS[style][language]}"
+      text = ask if style == "none" else screens.hinted(ask, style, language)
       image = np.full_like(image, 127) if blank else image
       message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
       prompts.append(chat.prompt([message], thinking=style != "none"))

@@ -12,5 +12,5 @@ def get_config():
   c.evaluation.update(
       before="text",  # the stage whose bits per byte stand against the last one's
       text="assets/text-test.array_record", screens="assets/screens-test.array_record",
-      grounding_items=420, reasoning_items=400, screen_items=300, seed=2026)
+      grounding_items=420, reasoning_items=400, screen_items=600, seed=2026)
   return c

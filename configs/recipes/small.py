@@ -11,5 +11,5 @@ def get_config():
   c = defaults.recipe(__file__, ("text", "vision", "adapter", "joint", "sft"), "small")
   c.evaluation.update(
       before="text", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
-      grounding_items=600, reasoning_items=400, screen_items=400, seed=2026)
+      grounding_items=600, reasoning_items=400, screen_items=600, seed=2026)
   return c

@@ -34,6 +34,7 @@ PHRASES = {
     "color": {"en": "Is the {} {} or {}?", "zh": "{}是{}还是{}?"},
 }
 PALETTE = ("red", "orange", "green", "blue", "teal", "purple", "pink", "black")  # of the shipped screens' elements
+_WALK = 3  # elements that a chain names at most
 STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
 
 
@@ -119,7 +120,7 @@ def _read(elements, meta, rng):
 
 
 def color(elements, meta, rng):
-  """Is the top button red or blue? The chain finds the elements of that role.
+  """Is the top button red or blue? The chain walks from the asked one to the next of that role.
 
   Of several, the two colours are those of the asked one and of another, so that their order decides; without the
   screen either is as likely.
@@ -143,11 +144,17 @@ def color(elements, meta, rng):
   others = [e["color"] for e in group if e["color"] != asked["color"]] or [c for c in PALETTE if c != asked["color"]]
   pair = [asked["color"], others[rng.integers(len(others))]]
   words = [COLOR_NAMES[pair[i]] if zh else pair[i] for i in rng.permutation(2)]
+  met = (group if asked is group[0] else group[::-1])[:_WALK]
   chains = {
-      "long": ";".join(_said(name(e, language), language) + point(e["box"]) for e in group),
+      "long": ";".join(_said(name(e, language), language) + point(e["box"]) for e in met),
       "short": _said(name(asked, language), language)}
   answer = _said(COLOR_NAMES[pair[0]] if zh else pair[0], language)
   return PHRASES["color"][language].format(subject, *words), chains, answer
+
+
+def hinted(question: str, style: str, language: str) -> str:
+  """The question after its hint, so that the two colours stand right before the thought."""
+  return f"{HINTS[style][language]} {question}"
 
 
 _TASKS = {"ground": _ground, "refer": _refer, "list": _list, "caption": _caption, "read": _read, "color": color}
@@ -172,9 +179,9 @@ def conversation(image, elements, meta, tasks: dict[str, float], turns: int, rng
       continue
     seen |= about
     reply = {"role": "assistant", "content": answer}
-    style = ("long", "short", "none", "none")[rng.integers(4)] if chains else "none"
+    style = ("long", "short", "none")[rng.integers(3)] if chains else "none"
     if style != "none":
-      text += " " + HINTS[style][language]
+      text = hinted(text, style, language)
       reply["reasoning_content"] = chains[style]
     content = [{"type": "image", "image": image}, {"type": "text", "text": text}] if not messages else text
     messages += [{"role": "user", "content": content}, reply]
