@@ -4,6 +4,11 @@ Shapes: E examples, B rows, S sequence, R row groups, T tile slots of a group, N
 """
 
 import dataclasses
+import itertools
+import multiprocessing
+import os
+import pickle
+import threading
 from typing import Iterator
 from typing import Sequence
 
@@ -17,6 +22,7 @@ from bluelm_jax.data.batch import PackedBatch
 
 _HOPELESS = 1000  # examples dropped for one batch before we say so
 _WINDOW = 32  # examples among which the one to place next is chosen
+_CHUNK = 16  # examples that a reader process sends at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +137,7 @@ class PackIterator:
 
   def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0):
     self._examples, self._spec, self._workers = examples, spec, workers
-    self._reader = None
+    self._source = None
     self.set_state({"next_index": 0, "waiting": []})
 
   def __iter__(self):
@@ -160,12 +166,32 @@ class PackIterator:
   def set_state(self, state: dict[str, int | list[int]]) -> None:
     self._next = state["next_index"]
     self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state.get("waiting", ())]
-    # Few threads: the training step wants the cores.
-    ahead = self._examples[self._next :].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=32))
+    ahead, few = self._examples[self._next :], grain.ReadOptions(num_threads=1, prefetch_buffer_size=32)  # the training step wants the cores
     if self._workers:
       if not flags.FLAGS.is_parsed():  # grain hands absl's flags to its processes, also outside a door
         flags.FLAGS.mark_as_parsed()
-      ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=16))
-    if self._reader is not None:
-      self._reader.close()  # its processes would read on
-    self._reader = iter(ahead)
+      options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
+      chunks = ahead.batch(_CHUNK, drop_remainder=False, batch_fn=_as_bytes).to_iter_dataset(few)
+      ahead = chunks.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    else:
+      ahead = ahead.to_iter_dataset(few)
+    if self._source is not None:
+      self._source.close()  # its processes would read on
+    self._source = iter(ahead)
+    self._reader = itertools.chain.from_iterable(map(pickle.loads, self._source)) if self._workers else self._source
+
+
+def _as_bytes(examples: Sequence[Example]) -> np.ndarray:
+  """One array of bytes, since each array that a reader sends takes a block of shared memory of its own: a millisecond."""
+  return np.frombuffer(pickle.dumps(examples, pickle.HIGHEST_PROTOCOL), np.uint8)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Ends a reader whose trainer was killed; it would wait for ever for its examples to be fetched."""
+  del worker, workers
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
