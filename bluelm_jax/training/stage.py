@@ -16,6 +16,7 @@ from bluelm_jax.data import loader
 from bluelm_jax.data import pack
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.data.tokenizer import ASSET
+from bluelm_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.interop import compose
 from bluelm_jax.interop import hf_config
@@ -189,8 +190,8 @@ def _described_in(directory: pathlib.Path):
 
 
 def _describe(workdir, model_config, tokenizer, companions) -> None:
-  """model.json, tokenizer.json and what else stood beside the weights."""
-  for name, data in {**companions, "tokenizer.json": tokenizer.path.read_bytes()}.items():
+  """model.json, the tokenizer with its chat template, and what else stood beside the weights."""
+  for name, data in {**{n: d for n, d in companions.items() if n not in TOKENIZER_FILES}, **tokenizer.files()}.items():
     (workdir / name).write_bytes(data)
   serialize.save(model_config, workdir)
 
