@@ -1,14 +1,22 @@
-"""Our chat format, and conversations to Examples.
+"""Conversations and documents with images to Examples.
+
+A tokenizer that brings a Jinja chat template is written to as that says (`template.py`; `enable_thinking` is its switch), with
+images as below. Others get our format:
 
   [|Human|]:<im_start><tile_0><image>...<image><im_end>question[|BlueThink|][|AI|]:<think>...</think>answer<|endoftext|>
 
 `[|BlueThink|]` closes a user turn whose answer opens with `<think>`; without it the answer comes at
 once. Where BlueLM places the switch, and its chat markers, are not published: these are ours.
+
+Either way loss lies on what the assistant says, its thinking and the token that ends it included.
 """
+
+from typing import Sequence
 
 import numpy as np
 
 from bluelm_jax.data import anyres
+from bluelm_jax.data import template as template_lib
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models.config import AnyResConfig
@@ -17,6 +25,8 @@ ROLES = {"system": "[|System|]:", "user": "[|Human|]:", "assistant": "[|AI|]:"}
 THINK_SWITCH = "[|BlueThink|]"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 IMAGE_MARKERS = ("<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
+_NO_ANSWER = "the conversation ends with a user turn; a training example needs the answer"
+_NO_PROMPT = "the conversation ends with the assistant; a prompt must end with a user turn"
 MARKERS = (*ROLES.values(), THINK_SWITCH, THINK_OPEN, THINK_CLOSE, *IMAGE_MARKERS)
 
 
@@ -32,43 +42,104 @@ class ChatFormat:
     self.tokenizer = tokenizer
     self.anyres = anyres_config
     self.tokens_per_tile = tokens_per_tile
+    self.template = template_lib.Template(tokenizer.template, tokenizer.named) if tokenizer.template else None
 
-  def example(self, messages, source: int = 0) -> Example:
-    """A training example: loss on assistant turns, their thinking included."""
-    return self._build(messages).example(source)
+  def example(self, messages, source: int = 0, loss_from: int = 0) -> Example:
+    """A training example: loss on assistant turns, their thinking included, from message `loss_from` on."""
+    return self._build(messages, loss_from=loss_from).example(source)
 
   def prompt(self, messages, thinking: bool) -> Example:
     """Everything up to where the assistant starts to speak; `tokens` is the prompt."""
     return self._build(messages, thinking).example()
 
-  def _build(self, messages, thinking: bool | None = None) -> "_Builder":
+  def document(self, texts: Sequence[str], pictures: Sequence[np.ndarray], length: int, rng: np.random.Generator, source: int = 0) -> Example:
+    """A window of at most `length` tokens of texts with a picture between each two; loss on all text.
+
+    An image across the window's start is taken in whole, one across its end left out; one longer than the window stands alone.
+    """
+    if len(texts) != len(pictures) + 1:
+      raise ValueError(f"marks {len(texts) - 1} images in its text and has {len(pictures)}; give one for each")
+    out, images = _Builder(self), []
+    for i, text in enumerate(texts):
+      if i:
+        first = len(out.ids)
+        out.image(pictures[i - 1])
+        images.append((first, len(out.ids)))
+      out.text(text, loss=True)
+    out.token(self.tokenizer.end_id, loss=True)
+    start = int(rng.integers(max(len(out.ids) - length, 1)))
+    start = next((first for first, stop in images if first < start < stop), start)
+    end = min(start + length, len(out.ids) - 1)
+    end = next((first if first > start else stop for first, stop in images if first < end < stop), end)
+    return out.example(source, start, end)
+
+  def _build(self, messages, thinking: bool | None = None, loss_from: int = 0) -> "_Builder":
     if not messages or not isinstance(messages, (list, tuple)):
       raise ValueError("the conversation is empty or no list; give at least one user message")
+    for message in messages:
+      if (role := _part(message, "role", str)) not in ROLES:
+        raise ValueError(f"unknown chat role {role!r}; use {', '.join(ROLES)}")
+    if self.template:
+      return self._from_template(messages, thinking, loss_from)
     out = _Builder(self)
     for i, message in enumerate(messages):
-      role = _part(message, "role", str)
-      if role not in ROLES:
-        raise ValueError(f"unknown chat role {role!r}; use {', '.join(ROLES)}")
+      role = message["role"]
       out.text(ROLES[role], loss=False)
       if role == "assistant":
         if message.get("reasoning_content") is not None:
-          out.text(THINK_OPEN + _part(message, "reasoning_content", str) + THINK_CLOSE, loss=True)
-        out.text(_part(message, "content", str), loss=True)
-        out.token(self.tokenizer.end_id, loss=True)
+          out.text(THINK_OPEN + _part(message, "reasoning_content", str) + THINK_CLOSE, loss=i >= loss_from)
+        out.text(_part(message, "content", str), loss=i >= loss_from)
+        out.token(self.tokenizer.end_id, loss=i >= loss_from)
         continue
       out.content(_part(message, "content", (str, list, tuple)))
       following = messages[i + 1] if i + 1 < len(messages) else None
       if following is None and thinking is None and role == "user":
-        raise ValueError("the conversation ends with a user turn; a training example needs the answer")
+        raise ValueError(_NO_ANSWER)
       think = thinking if following is None else isinstance(following, dict) and following.get("reasoning_content") is not None
       if role == "user" and think:
         out.text(THINK_SWITCH, loss=False)
     if thinking is not None:
       if messages[-1]["role"] == "assistant":
-        raise ValueError("the conversation ends with the assistant; a prompt must end with a user turn")
+        raise ValueError(_NO_PROMPT)
       out.text(ROLES["assistant"], loss=False)
       out.token(self.tokenizer.pad_id, loss=False)  # a prompt's last token is kept by the shift
     return out
+
+  def _from_template(self, messages, thinking: bool | None, loss_from: int) -> "_Builder":
+    plain, pictures = [], []
+    for message in messages:
+      parts = _parts(_part(message, "content", str if message["role"] == "assistant" else (str, list, tuple)))
+      if any(template_lib.IMAGE in p for p in parts if isinstance(p, str)):
+        raise ValueError("a message holds U+FFFC, the sign for an object; leave it out")
+      pictures += [p for p in parts if not isinstance(p, str)]
+      plain.append({"role": message["role"], "content": "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)})
+      if message.get("reasoning_content") is not None:
+        plain[-1]["reasoning_content"] = _part(message, "reasoning_content", str)
+    if (messages[-1]["role"] == "assistant") != (thinking is None):
+      raise ValueError(_NO_ANSWER if thinking is None else _NO_PROMPT)
+    pieces = self.template.pieces(plain) if thinking is None else [(self.template.prompt(plain, thinking), None)]
+    if sum(text.count(template_lib.IMAGE) for text, _ in pieces) != len(pictures):
+      raise ValueError("the tokenizer's chat template drops or repeats an image; mend it, or remove it to use ours")
+    out, shown = _Builder(self), iter(pictures)
+    for text, speech in pieces:
+      for i, piece in enumerate(text.split(template_lib.IMAGE)):
+        if i:
+          out.image(next(shown))
+        out.text(piece, loss=speech is not None and speech >= loss_from)
+    if thinking is not None:
+      out.token(self.tokenizer.pad_id, loss=False)  # a prompt's last token is kept by the shift
+    return out
+
+
+def _parts(content) -> list[str | np.ndarray]:
+  """The texts and images of a message's content."""
+  if isinstance(content, str):
+    return [content]
+  kinds = [_part(part, "type", str) for part in content]
+  unknown = [k for k in kinds if k not in ("text", "image")]
+  if unknown:
+    raise ValueError(f"unknown content part {unknown[0]!r}; use text or image")
+  return [_part(part, kind, str if kind == "text" else np.ndarray) for part, kind in zip(content, kinds)]
 
 
 def _part(holder: dict, name: str, kinds):
@@ -96,16 +167,11 @@ class _Builder:
       self.token(token_id, loss)
 
   def content(self, content):
-    if isinstance(content, str):
-      return self.text(content, loss=False)
-    for part in content:
-      kind = _part(part, "type", str)
-      if kind == "text":
-        self.text(_part(part, "text", str), loss=False)
-      elif kind == "image":
-        self.image(_part(part, "image", np.ndarray))
+    for part in _parts(content):
+      if isinstance(part, str):
+        self.text(part, loss=False)
       else:
-        raise ValueError(f"unknown content part {kind!r}; use text or image")
+        self.image(part)
 
   def image(self, image_HWC: np.ndarray):
     chat = self.chat
@@ -124,15 +190,19 @@ class _Builder:
       self.places.append(places[t])
     self.token(special("<im_end>"), loss=False)
 
-  def example(self, source: int = 0) -> Example:
+  def example(self, source: int = 0, start: int = 0, end: int | None = None) -> Example:
+    """What was collected, or its tokens `start` to `end` with the tiles they show."""
     size = self.chat.anyres.tile_size if self.chat.anyres else 1
-    ids = np.asarray(self.ids, np.int32)
+    end = len(self.ids) - 1 if end is None else end
+    ids, vision = np.asarray(self.ids, np.int32), np.asarray(self.vision[start:end], np.int32)
+    shown = vision[vision >= 0] // self.chat.tokens_per_tile
+    tiles = slice(shown[0], shown[-1] + 1) if len(shown) else slice(0)
     return Example(
-        tokens=ids[:-1],
-        targets=ids[1:],
-        loss_weights=np.asarray(self.loss[1:], np.float32),
-        vision_index=np.asarray(self.vision[:-1], np.int32),
-        tiles=np.stack(self.tiles) if self.tiles else np.zeros((0, size, size, 3), np.uint8),
-        tile_places=np.asarray(self.places, np.int32),
+        tokens=ids[start:end],
+        targets=ids[start + 1 : end + 1],
+        loss_weights=np.asarray(self.loss[start + 1 : end + 1], np.float32),
+        vision_index=np.where(vision >= 0, vision - (tiles.start or 0) * self.chat.tokens_per_tile, -1).astype(np.int32),
+        tiles=np.stack(self.tiles[tiles]) if len(shown) else np.zeros((0, size, size, 3), np.uint8),
+        tile_places=np.asarray(self.places[tiles], np.int32),
         source=source,
     )

@@ -6,6 +6,9 @@ from typing import Mapping
 import grain
 import numpy as np
 
+from bluelm_jax.data import faults
+from bluelm_jax.data import ledger as ledger_lib
+from bluelm_jax.data import mixture as mixture_lib
 from bluelm_jax.data import pack
 from bluelm_jax.data import sources
 from bluelm_jax.data.chat import ChatFormat
@@ -13,9 +16,11 @@ from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 
 _PROBES = 48  # examples read to learn a source's mean length
+_CAPS = ("epochs", "max_examples", "max_tokens")
 KINDS = {  # kind of source -> the keys it takes beside kind and share
-    "documents": ("path", "window"), "reasoning": ("styles",), "screens": ("path", "tasks", "turns"), "screen_labels": ("path",)}
-_OPTIONAL = ("window",)
+    "documents": ("path", "window", *_CAPS), "conversations": ("path", *_CAPS), "reasoning": ("styles", *_CAPS[1:]),
+    "screens": ("path", "tasks", "turns", *_CAPS), "screen_labels": ("path", *_CAPS)}
+_OPTIONAL = ("window", *_CAPS)
 _WEIGHTS = {"styles": reasoning.STYLES, "tasks": screens.TASKS}  # key -> the names it may weigh
 
 
@@ -32,11 +37,10 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
     for key in (*sorted(set(config) - set(known)), *known):
       if key not in known or key not in config and key not in _OPTIONAL:
         raise ValueError(f"{where} of kind {kind!r} has {'no' if key in known else 'an unknown'} key {key!r}; its keys are {', '.join(known)}")
-    if not _number(config["share"]) or config["share"] == 0:
-      raise ValueError(f"{where} has share = {config['share']!r}; use a number over 0")
-    if not isinstance(config.get("path", ""), str):
-      raise ValueError(f"{where} has path = {config['path']!r}; give the path of a shard")
-    for key in ("turns", "window"):
+    _check_share(where, config["share"])
+    if not _is_path(config.get("path", "")):
+      raise ValueError(f"{where} has path = {config['path']!r}; give the path of a data file, a glob or a directory, or several")
+    for key in ("turns", "window", *_CAPS):
       if key in config and not (isinstance(config[key], int) and config[key] >= 1):
         raise ValueError(f"{where} has {key} = {config[key]!r}; use a whole number over 0")
     for key in set(_WEIGHTS) & set(config):
@@ -49,41 +53,82 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
       raise ValueError(f"{where} of kind {kind!r} does not serve objective {objective!r}; use screen_labels with dense, and the other kinds with lm")
 
 
+def _check_share(where: str, share) -> None:
+  if isinstance(share, (list, tuple)):
+    knots = [k for k in share if isinstance(k, (list, tuple)) and len(k) == 2 and all(map(_number, k))]
+    steps = [step for step, _ in knots]
+    if len(knots) != len(share) or sorted(set(steps)) != steps or not any(value for _, value in knots):
+      raise ValueError(f"{where} has share = {share!r}; use ((step, share), ...) with rising steps, one share over 0")
+  elif not _number(share) or share == 0:
+    raise ValueError(f"{where} has share = {share!r}; use a number over 0, or ((step, share), ...)")
+
+
+def _is_path(value) -> bool:
+  return isinstance(value, str) or isinstance(value, (list, tuple)) and bool(value) and all(isinstance(p, str) for p in value)
+
+
 def _number(value) -> bool:
   return isinstance(value, (int, float)) and 0 <= value < math.inf
 
 
-def mixture(config_sources: Mapping[str, Mapping], chat: ChatFormat, length: int, seed: int) -> grain.MapDataset:
-  """Examples of all sources, mixed so that each has its share of the tokens.
+def mixture(config_sources: Mapping[str, Mapping], chat: ChatFormat, length: int, seed: int, rows: int = 1) -> grain.MapDataset:
+  """Examples of all sources, mixed so that each has its share of the tokens; the plan of `planned` is its selection.
 
   Args:
-    config_sources: name -> {"kind", "share", ...}; shares are of tokens, images' tokens included, and
-      are turned into shares of examples by the mean length of the first examples of each source.
+    config_sources: name -> {"kind", "share", ...}; shares are of tokens, images' tokens included, and are turned into shares
+      of examples by the mean length of the first examples of each source. A share may be ((step, share), ...). "epochs",
+      "max_examples" and "max_tokens" (about) end a source; the mixture ends with the last that ends, if all do.
     length: the longest example, in tokens.
+    rows: of a batch, whose steps the shares count.
   """
+  return grain.MapDataset.select_from_datasets(*planned(config_sources, chat, length, seed, rows))
+
+
+def planned(config_sources, chat: ChatFormat, length: int, seed: int, rows: int) -> tuple[list[grain.MapDataset], mixture_lib.Plan]:
+  """The examples of each source, in the order of names, and which comes when; see `mixture`."""
   check(config_sources)
-  datasets, weights = [], []
+  datasets, parts = [], []
   for index, (name, config) in enumerate(sorted(config_sources.items())):
-    dataset = _source(config, chat, length, seed + index, index)
-    mean = np.mean([len(dataset[i].tokens) for i in range(_PROBES)])
+    dataset, epoch = _source(config, chat, length, seed + index, index)
+    mean = _mean_length(dataset, name)
+    caps = {"max_examples": 1, "epochs": epoch, "max_tokens": 1 / mean}  # in examples
+    ends = [max(int(config[key] * examples), 1) for key, examples in caps.items() if key in config]
     datasets.append(dataset)
-    weights.append(config["share"] / mean)
-  if len(datasets) == 1:
-    return datasets[0]
-  return grain.MapDataset.mix(datasets, np.array(weights) / sum(weights))
+    parts.append(mixture_lib.Part(config["share"], mean, min(ends, default=None), epoch))
+  return datasets, mixture_lib.Plan(parts, rows * length)
 
 
-def _source(config, chat, length, seed, index) -> grain.MapDataset:
-  kind = config["kind"]
+def _mean_length(dataset: grain.MapDataset, name: str) -> float:
+  """Tokens of an example, over the first good ones; ValueError where all are bad."""
+  found = [dataset[i] for i in range(_PROBES)]
+  good = [len(e.tokens) for e in found if not isinstance(e, faults.Bad)]
+  if not good:
+    raise ValueError(f"data source {name!r} has no good example among its first {len(found)}: {found[0].message}")
+  return float(np.mean(good))
+
+
+def _source(config, chat, length, seed, index) -> sources.Source:
+  kind, rest = config["kind"], (chat, seed, index)
+  if kind == "reasoning":
+    return sources.reasoning_text(dict(config["styles"]), *rest)
   if kind == "documents":
     return sources.documents(config["path"], chat, min(config.get("window", length), length), seed, index)
-  if kind == "reasoning":
-    return sources.reasoning_text(dict(config["styles"]), chat, seed, index)
+  if kind == "conversations":
+    return sources.conversations(config["path"], *rest)
   if kind == "screens":
-    return sources.screen_tasks(config["path"], dict(config["tasks"]), config["turns"], chat, seed, index)
-  return sources.screen_labels(config["path"], chat, seed, index)
+    return sources.screen_tasks(config["path"], dict(config["tasks"]), config["turns"], *rest)
+  return sources.screen_labels(config["path"], *rest)
 
 
-def batches(config_sources, chat: ChatFormat, spec: pack.PackSpec, seed: int, workers: int = 0) -> pack.PackIterator:
-  """PackedBatches of a mixture; `workers` processes read ahead."""
-  return pack.PackIterator(mixture(config_sources, chat, spec.length, seed), spec, workers)
+def batches(
+    config_sources, chat: ChatFormat, spec: pack.PackSpec, seed: int, workers: int = 0, quarantine=None, max_bad_share: float = 0.01) -> pack.PackIterator:
+  """PackedBatches of a mixture.
+
+  Args:
+    workers: processes that read ahead.
+    quarantine: a JSONL file for the bad records; None writes none.
+    max_bad_share: of the examples; more bad ones are a ValueError.
+  """
+  datasets, plan = planned(config_sources, chat, spec.length, seed, spec.rows)
+  ledger = ledger_lib.Ledger(sorted(config_sources), plan, quarantine, max_bad_share)
+  return pack.PackIterator(grain.MapDataset.select_from_datasets(datasets, plan), spec, workers, ledger)

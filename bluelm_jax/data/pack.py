@@ -16,6 +16,8 @@ from absl import flags
 import grain
 import numpy as np
 
+from bluelm_jax.data import faults
+from bluelm_jax.data import ledger as ledger_lib
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.batch import PackedBatch
 
@@ -125,18 +127,20 @@ def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
 
 
 class PackIterator:
-  """Iterates over PackedBatches of endless examples; `set_state(get_state())` resumes at an example, in O(1).
+  """Iterates over PackedBatches of examples; `set_state(get_state())` resumes at an example, in O(1).
 
   The next to be placed is the longest that fits of a window of examples, whose rest waits for the next batch. So batches
-  of another size, or of other row groups, take the examples in the same order but for that window.
+  of another size, or of other row groups, take the examples in the same order but for that window. The last batch may be
+  partly empty.
 
   Args:
-    examples: random access to Examples; how they fill batches does not depend on the workers.
+    examples: random access to Examples, or `faults.Bad` in their place; how they fill batches does not depend on the workers.
     workers: processes that read ahead; 0 reads in a thread of this one.
+    ledger: counts what is placed and what is bad; without one, a bad example is a ValueError.
   """
 
-  def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0):
-    self._examples, self._spec, self._workers = examples, spec, workers
+  def __init__(self, examples: grain.MapDataset, spec: PackSpec, workers: int = 0, ledger: ledger_lib.Ledger | None = None):
+    self._examples, self._spec, self._workers, self._ledger = examples, spec, workers, ledger
     self._source = None
     self.set_state({"next_index": 0, "waiting": []})
 
@@ -146,26 +150,41 @@ class PackIterator:
   def __next__(self) -> PackedBatch:
     packer, dropped = Packer(self._spec), 0
     while True:
-      while len(self._waiting) < _WINDOW:
-        index, example = self._next, fit(next(self._reader), self._spec)
+      while len(self._waiting) < _WINDOW and (found := next(self._reader, None)) is not None:
         self._next += 1
-        if example is not None:
-          self._waiting.append((index, example))
+        if isinstance(found, faults.Bad):
+          if self._ledger is None:
+            raise ValueError(found.message)
+          self._ledger.bad(found, self._next)
+        elif (example := fit(found, self._spec)) is not None:
+          self._waiting.append((self._next - 1, example))
         elif (dropped := dropped + 1) == _HOPELESS:
           raise ValueError(
               f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
       chosen = packer.largest([example for _, example in self._waiting])
       if chosen is None:
+        if not packer.used.any():
+          raise StopIteration
         return packer.batch
-      packer.add(self._waiting.pop(chosen)[1])
+      _, example = self._waiting.pop(chosen)
+      packer.add(example)
+      if self._ledger is not None:
+        self._ledger.placed(example)
 
-  def get_state(self) -> dict[str, int | list[int]]:
-    """The first example that was not read, and those that wait."""
-    return {"next_index": self._next, "waiting": [index for index, _ in self._waiting]}
+  def get_stats(self) -> dict[str, float]:
+    """Figures of the sources for the metrics; see `Ledger.get_stats`."""
+    return {} if self._ledger is None else self._ledger.get_stats(self._next)
 
-  def set_state(self, state: dict[str, int | list[int]]) -> None:
+  def get_state(self) -> dict:
+    """The first example that was not read, those that wait, and the ledger's counts."""
+    counts = {} if self._ledger is None else self._ledger.get_state()
+    return {"next_index": self._next, "waiting": [index for index, _ in self._waiting], **counts}
+
+  def set_state(self, state: dict) -> None:
     self._next = state["next_index"]
     self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state.get("waiting", ())]
+    if self._ledger is not None:
+      self._ledger.set_state(state)
     ahead, few = self._examples[self._next :], grain.ReadOptions(num_threads=1, prefetch_buffer_size=32)  # the training step wants the cores
     if self._workers:
       if not flags.FLAGS.is_parsed():  # grain hands absl's flags to its processes, also outside a door

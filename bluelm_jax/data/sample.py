@@ -14,9 +14,9 @@ class Sample:
     source: where it comes from, e.g. "debian-handbook zh-CN".
     licence: SPDX name of its licence.
     text: the document, empty for a conversation.
-    messages: turns in the OpenAI form, {"role": ..., "content": ...}.
-    images: encoded files (WebP, PNG, JPEG) in the order they are mentioned.
-    meta: anything else; a screen keeps its "template", "language" and "elements" here.
+    messages: turns in the OpenAI form, {"role": ..., "content": ...}; a part {"type": "image"} shows the next image.
+    images: encoded files (WebP, PNG, JPEG) in the order they are mentioned; in a text, at its "<image>" marks.
+    meta: anything else; a screen keeps its "template", "language" and "elements" here, a preference "chosen" and "rejected".
   """
 
   source: str
@@ -37,7 +37,10 @@ def decode(record: bytes) -> Sample:
     fields = msgpack.unpackb(record)
     fields["messages"] = tuple(fields["messages"])
     fields["images"] = tuple(fields["images"])
-    return Sample(**fields)
+    found = Sample(**fields)
+    if not isinstance(found.text, str) or not isinstance(found.meta, dict) or not all(isinstance(i, bytes) for i in found.images):
+      raise ValueError("a field of another type")
+    return found
   except (msgpack.exceptions.UnpackException, TypeError, KeyError, ValueError) as e:
     raise ValueError(f"not a Sample record ({e}); rebuild the shard with bluelm_jax.pipeline") from e
 

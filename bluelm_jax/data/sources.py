@@ -1,78 +1,142 @@
-"""Where Examples come from: one function a kind of source.
+"""Where Examples come from: one function a kind of source. A record that cannot be used leaves a `faults.Bad` in its place."""
 
-Each returns an endless grain.MapDataset of Examples, random-access by index, from a seed.
-"""
-
-import pathlib
+from typing import Callable, NamedTuple, Sequence
 
 import grain
 import numpy as np
 
 from bluelm_jax.data import anyres
+from bluelm_jax.data import faults
+from bluelm_jax.data import files
+from bluelm_jax.data import formats
+from bluelm_jax.data import forms
 from bluelm_jax.data import images
-from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.sample import Sample
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 
-ASSETS = pathlib.Path(__file__).parent / "assets"
+ASSETS = files.ASSETS
 
 
-def resolve(path: str) -> pathlib.Path:
-  """A shard's path; "assets/NAME" means the data shipped with the package."""
-  found = ASSETS / path.removeprefix("assets/") if path.startswith("assets/") else pathlib.Path(path)
-  if not found.is_file():
-    raise ValueError(f"no data at {found}; check the source's path or build it with bluelm_jax.pipeline")
-  return found
+class Source(NamedTuple):
+  """What a source gives, from a seed.
+
+  Attributes:
+    examples: endless, random access by index; every pass through the data in another order.
+    epoch: examples of one pass; None where they are made, not read.
+  """
+
+  examples: grain.MapDataset
+  epoch: int | None
 
 
-def read_shard(path: str) -> grain.MapDataset:
-  """Samples of one ArrayRecord shard."""
-  return grain.MapDataset.source(_Shard(resolve(path)))
+class Records:
+  """The Samples of a source's files, by index; a grain data source whose errors name file and record."""
 
-
-class _Shard:
-  """A grain data source of Samples whose errors name the file."""
-
-  def __init__(self, path: pathlib.Path):
-    self._path = path
-    try:
-      self._records = grain.sources.ArrayRecordDataSource(str(path))
-      self._length = len(self._records)
-    except RuntimeError as e:
-      raise ValueError(f"{path} is no ArrayRecord shard, or a damaged one; build it with bluelm_jax.pipeline") from e
-    if not self._length:
-      raise ValueError(f"{path} holds no records; build it with bluelm_jax.pipeline")
+  def __init__(self, paths: str | Sequence[str]):
+    """`paths`: see `files.expand`."""
+    self.paths = files.expand(paths)
+    self._parts = [formats.open_file(p) for p in self.paths]
+    self._stops = np.cumsum([len(p) for p in self._parts])
 
   def __len__(self) -> int:
-    return self._length
+    return int(self._stops[-1])
 
-  def __getitem__(self, index) -> sample_lib.Sample:
+  def locate(self, index: int) -> tuple[int, int]:
+    """(which file, which of its records)."""
+    part = int(np.searchsorted(self._stops, index, "right"))
+    return part, int(index - self._stops[part] + len(self._parts[part]))
+
+  def __getitem__(self, index: int) -> Sample:
+    part, at = self.locate(index)
+    path = self.paths[part]
     try:
-      return sample_lib.decode(self._records[index])
-    except (RuntimeError, ValueError) as e:
-      raise ValueError(f"{self._path}: record {index} is damaged or no Sample; rebuild the shard with bluelm_jax.pipeline") from e
+      with faults.of("record"):
+        found = self._parts[part][at]
+      return found if isinstance(found, Sample) else forms.sample(found, path)
+    except faults.Fault as e:
+      raise faults.Fault(e.kind, f"{path}: record {at} {e}") from e
 
 
-def _screen(sample: sample_lib.Sample, path: str) -> sample_lib.Sample:
-  """The sample, if it is a screen with its elements."""
+def read_shard(path: str | Sequence[str]) -> grain.MapDataset:
+  """Samples of data files."""
+  return grain.MapDataset.source(Records(path))
+
+
+def _examples(paths, build: Callable[[Sample, np.random.Generator], Example], seed: int, source: int) -> Source:
+  """Examples that `build` makes of the records, shuffled anew in every epoch."""
+  records = Records(paths)
+
+  def make(index, rng) -> Example | faults.Bad:
+    part, at = records.locate(index)
+    try:
+      sample = records[index]
+      with faults.of("document" if sample.text else "conversation"):
+        return build(sample, rng)
+    except faults.Fault as e:
+      where = f"{records.paths[part]}: record {at} "
+      return faults.Bad(source, records.paths[part], at, e.kind, where + str(e).removeprefix(where))
+
+  return Source(grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat().random_map(make), len(records))
+
+
+def _screen(sample: Sample) -> np.ndarray:
+  """The picture of a sample that is a screen with its elements."""
   if not sample.images or not sample.meta.get("elements") or not {"language", "caption"} <= set(sample.meta):
-    raise ValueError(f"{path} has a record that is no screen ({sample.source}); give a shard of screens, or another kind of source")
-  return sample
+    raise faults.Fault("record", f"is no screen ({sample.source}); give a shard of screens, or another kind of source")
+  with faults.of("image"):
+    return images.decode(sample.images[0], sample.source)
 
 
-def documents(path: str, chat: ChatFormat, length: int, seed: int, index: int) -> grain.MapDataset:
-  """Windows of at most `length` tokens at a random place of each document."""
+def _pictures(sample: Sample) -> list[np.ndarray]:
+  with faults.of("image"):
+    return [images.decode(data, f"its image {i}") for i, data in enumerate(sample.images)]
+
+
+def documents(paths, chat: ChatFormat, length: int, seed: int, source: int) -> Source:
+  """Windows of at most `length` tokens at a random place of each document, no image cut."""
 
   def window(sample, rng: np.random.Generator) -> Example:
     if not sample.text:
-      raise ValueError(f"{path} has a record without text ({sample.source}); give a shard of documents, or another kind of source")
+      raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
+    if sample.images:
+      return chat.document(sample.text.split(forms.MARK), _pictures(sample), length, rng, source)
     ids = np.asarray([*chat.tokenizer.encode(sample.text), chat.tokenizer.end_id], np.int32)
     start = int(rng.integers(max(len(ids) - length, 1)))
-    return text_example(ids[start : start + length + 1], chat, index)
+    return text_example(ids[start : start + length + 1], chat, source)
 
-  return read_shard(path).seed(seed).shuffle().repeat().random_map(window)
+  return _examples(paths, window, seed, source)
+
+
+def conversations(paths, chat: ChatFormat, seed: int, source: int) -> Source:
+  """Conversations as they stand."""
+
+  def build(sample, rng) -> Example:
+    del rng  # nothing is drawn
+    if not sample.messages or "chosen" in sample.meta:
+      raise faults.Fault("record", f"is no conversation ({sample.source}); give conversations, or another kind of source")
+    return chat.example(with_pictures(sample), source)
+
+  return _examples(paths, build, seed, source)
+
+
+def with_pictures(sample: Sample) -> list[dict]:
+  """The messages of a sample with its images decoded, as ChatFormat takes them."""
+  messages, pictures = forms.turns(sample.messages), _pictures(sample)
+  places = [p for m in messages if isinstance(m["content"], list) for p in m["content"] if p["type"] == "image"]
+  if len(places) != len(pictures):
+    raise faults.Fault("conversation", f"shows {len(places)} images and has {len(pictures)}; give one for each")
+  for place, picture in zip(places, pictures):
+    place["image"] = picture
+  return messages
+
+
+def preference(sample: Sample, chat: ChatFormat) -> tuple[Example, Example]:
+  """The chosen and the rejected answer to one prompt; loss lies on the answers alone."""
+  prompt = with_pictures(sample)
+  return tuple(chat.example([*prompt, *sample.meta[k]], loss_from=len(prompt)) for k in ("chosen", "rejected"))
 
 
 def text_example(ids: np.ndarray, chat: ChatFormat, source: int = 0) -> Example:
@@ -82,36 +146,34 @@ def text_example(ids: np.ndarray, chat: ChatFormat, source: int = 0) -> Example:
   return Example(ids[:-1], ids[1:], np.ones(n, np.float32), np.full(n, -1, np.int32), np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32), source)
 
 
-def reasoning_text(styles: dict[str, float], chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+def reasoning_text(styles: dict[str, float], chat: ChatFormat, seed: int, source: int) -> Source:
   """Generated reasoning conversations; `styles` weighs "long", "short" and "none"."""
   names = list(styles)
   weights = np.array([styles[n] for n in names]) / sum(styles.values())
 
   def build(_, rng) -> Example:
-    return chat.example(reasoning.conversation(reasoning.make(rng), names[rng.choice(len(names), p=weights)]), index)
+    return chat.example(reasoning.conversation(reasoning.make(rng), names[rng.choice(len(names), p=weights)]), source)
 
-  return grain.MapDataset.range(1 << 40).seed(seed).random_map(build)
+  return Source(grain.MapDataset.range(1 << 40).seed(seed).random_map(build), None)
 
 
-def screen_tasks(path: str, tasks: dict[str, float], turns: int, chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+def screen_tasks(paths, tasks: dict[str, float], turns: int, chat: ChatFormat, seed: int, source: int) -> Source:
   """Conversations of `turns` questions about one screen; `tasks` weighs the kinds of question."""
 
   def build(sample, rng) -> Example:
-    image = images.decode(_screen(sample, path).images[0], sample.source)
-    image, elements = screens.augment(image, sample.meta["elements"], rng)
-    return chat.example(screens.conversation(image, elements, sample.meta, tasks, turns, rng), index)
+    image, elements = screens.augment(_screen(sample), sample.meta["elements"], rng)
+    return chat.example(screens.conversation(image, elements, sample.meta, tasks, turns, rng), source)
 
-  return read_shard(path).seed(seed).shuffle().repeat().random_map(build)
+  return _examples(paths, build, seed, source)
 
 
-def screen_labels(path: str, chat: ChatFormat, seed: int, index: int) -> grain.MapDataset:
+def screen_labels(paths, chat: ChatFormat, seed: int, source: int) -> Source:
   """Visual tokens of a screen, once for each kind of name they are to learn (objective "dense")."""
   if chat.anyres is None:
     raise ValueError("this model has no vision tower and cannot learn screen_labels; use a BlueLM, or another kind of source")
 
   def build(sample, rng) -> Example:
-    image = images.decode(_screen(sample, path).images[0], sample.source)
-    image, elements = screens.augment(image, sample.meta["elements"], rng)
+    image, elements = screens.augment(_screen(sample), sample.meta["elements"], rng)
     tiles, grid, places = anyres.tile_image(image, chat.anyres)
     cells = anyres.token_boxes(image.shape[1], image.shape[0], grid, len(tiles), chat.tokens_per_tile, chat.anyres)
     kinds = list(zip(*screens.cell_words(cells, elements, sample.meta["language"])))
@@ -122,6 +184,6 @@ def screen_labels(path: str, chat: ChatFormat, seed: int, index: int) -> grain.M
     weights = weights.ravel()
     vision_index = np.tile(np.arange(len(cells), dtype=np.int32), len(words) // len(cells))
     tokens = np.full(len(vision_index), chat.tokenizer.special_id("<image>"), np.int32)
-    return Example(tokens, targets, weights, vision_index, tiles, places, index)
+    return Example(tokens, targets, weights, vision_index, tiles, places, source)
 
-  return read_shard(path).seed(seed).shuffle().repeat().random_map(build)
+  return _examples(paths, build, seed, source)

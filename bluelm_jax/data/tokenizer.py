@@ -1,12 +1,14 @@
 """A HuggingFace tokenizer.json with the ids this project needs."""
 
 import functools
+import json
 import pathlib
 from typing import Sequence
 
 import tokenizers
 
 ASSET = pathlib.Path(__file__).parent / "assets" / "tokenizer.json"
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _END_NAMES = ("<|endoftext|>", "<|im_end|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
@@ -17,6 +19,8 @@ class Tokenizer:
     end_id: the token that ends a text, by its name or else the first of those given.
     end_ids: every token at which an answer ends.
     pad_id: `<|pad|>`, or the end token.
+    template: the Jinja chat template beside it, "" without one.
+    named: "eos_token" and other special tokens that tokenizer_config.json names for it.
   """
 
   def __init__(self, path=ASSET, end_ids: Sequence[int] = ()):
@@ -31,6 +35,11 @@ class Tokenizer:
       raise ValueError(f"{path} is not a tokenizer ({' '.join(str(e).split())[:100]}); download it again") from e
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
+    settings = _settings(path.parent / "tokenizer_config.json")
+    self.named = {k: v for k, v in settings.items() if k.endswith("_token") and isinstance(v, str)}
+    file = path.parent / "chat_template.jinja"
+    self.template = file.read_text("utf-8") if file.is_file() else settings.get("chat_template") or ""
+    end_ids = (*end_ids, *(i for i in [self._tokenizer.token_to_id(self.named.get("eos_token", ""))] if i is not None))
     named = [i for i in map(self._tokenizer.token_to_id, _END_NAMES) if i is not None]
     if not named and not end_ids:
       raise ValueError(f"{path} has no end token; add one of {', '.join(_END_NAMES)}")
@@ -43,6 +52,11 @@ class Tokenizer:
   def vocab_size(self) -> int:
     """Rows that an embedding needs."""
     return max(self._tokenizer.get_vocab().values()) + 1
+
+  def files(self) -> dict[str, bytes]:
+    """What a copy of this tokenizer needs, by name."""
+    beside = {n: self.path.with_name(n) for n in FILES[1:]}
+    return {FILES[0]: self.path.read_bytes(), **{n: p.read_bytes() for n, p in beside.items() if p.is_file()}}
 
   def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
     """Token ids; `add_special_tokens` adds what the tokenizer puts around a text, such as BOS."""
@@ -60,3 +74,16 @@ class Tokenizer:
     if token_id is None:
       raise ValueError(f"{self.path} has no token {token!r}; add it to the tokenizer")
     return token_id
+
+
+def _settings(path: pathlib.Path) -> dict:
+  """tokenizer_config.json with its tokens as text and one chat template; {} where there is none."""
+  if not path.is_file():
+    return {}
+  try:
+    found = {k: v.get("content") if isinstance(v, dict) else v for k, v in json.loads(path.read_text("utf-8")).items()}
+    if isinstance(found.get("chat_template"), list):  # of named templates
+      found["chat_template"] = {t["name"]: t["template"] for t in found["chat_template"]}.get("default")
+    return found
+  except (ValueError, AttributeError, KeyError, TypeError) as e:
+    raise ValueError(f"{path} is damaged ({' '.join(str(e).split())[:80]}); download it again") from e

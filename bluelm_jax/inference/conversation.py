@@ -20,8 +20,8 @@ from bluelm_jax.models.config import VisionConfig
 class Speaker:
   """Answers prompts with the checkpoint in a directory.
 
-  Uses the project's chat format where the tokenizer has its markers; another tokenizer's model continues
-  the prompt as plain text.
+  Uses the tokenizer's chat template, or the project's chat format where the tokenizer has its markers; any other
+  model continues the prompt as plain text.
   """
 
   def __init__(self, directory):
@@ -57,7 +57,7 @@ class Speaker:
       yield text[written:]
 
   def _prompt(self, prompt, shown, thinking) -> Example:
-    if self.tokenizer.has(chat_lib.ROLES["user"]):
+    if self.chat.template or self.tokenizer.has(chat_lib.ROLES["user"]):
       return self.chat.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], thinking)
     if shown or thinking:
       raise ValueError("this tokenizer lacks the chat markers for images and thinking; use a BlueLM checkpoint or a plain prompt")

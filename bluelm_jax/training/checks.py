@@ -19,7 +19,7 @@ _RULES = (
     ("positive", lambda v: 0 < v < _GREATEST, ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),
-    ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share",)),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share", "data.max_bad_share")),
 )
 _EXECUTION = {"attention": api.IMPLEMENTATIONS, "context_parallel": ring.STRATEGIES, "remat": remat.POLICIES}
 _OPEN = ("sources", "lr_factors")  # parts of a config whose keys a user chooses

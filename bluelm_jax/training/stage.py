@@ -16,6 +16,7 @@ from bluelm_jax.data import loader
 from bluelm_jax.data import pack
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.data.tokenizer import ASSET
+from bluelm_jax.data.tokenizer import FILES as TOKENIZER_FILES
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.interop import compose
 from bluelm_jax.interop import hf_config
@@ -39,7 +40,8 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
   Args:
     config: of `training.defaults.stage`.
-    workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl and tensorboard/.
+    workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl and tensorboard/, and quarantine.jsonl
+      if there are bad records.
     stop_after: leave after this step with a checkpoint, as a preempted run would; for tests.
   """
   workdir = pathlib.Path(workdir)
@@ -60,7 +62,8 @@ def run(config, workdir, stop_after: int | None = None) -> None:
     return
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
-  batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers)
+  quarantine = workdir / "quarantine.jsonl" if jax.process_index() == 0 else None  # every process reads all examples
+  batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
   _try(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
@@ -88,7 +91,10 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
   step, pending, first = int(state.step), [], True
   with jax.set_mesh(mesh):
     while step < last:
-      state, values = step_fn(state, put(next(batches)))
+      if (batch := next(batches, None)) is None:
+        checkpoints.save(state, batches.get_state())
+        raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
+      state, values = step_fn(state, put(batch))
       step += 1
       pending.append(values)
       if first:  # compiled now; leave it out of the rates
@@ -96,7 +102,7 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
         metrics.start(step)
         first = False
       if step % config.log_every == 0 or step == last:
-        _log(metrics, step, jax.device_get(pending), spec)
+        _log(metrics, step, jax.device_get(pending), spec, batches.get_stats())
         pending = []
       if step % config.checkpoint_every == 0 or step == last:
         _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
@@ -104,14 +110,14 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
   metrics.close()
 
 
-def _log(metrics, step, values, spec):
-  """Averages loss over tokens, not over steps."""
+def _log(metrics, step, values, spec, of_sources):
+  """Averages loss over tokens, not over steps; beside it stands what the sources have given until now."""
   sums = {k: float(np.sum([v[k] for v in values])) for k in values[0]}
   _refuse_broken(step, values)
   loss = float(np.sum([v["loss"] * v["loss_tokens"] for v in values])) / max(sums["loss_tokens"], 1.0)
   scalars = {
       "loss": loss, "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0)}
+      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **of_sources}
   metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
 
 
@@ -189,8 +195,8 @@ def _described_in(directory: pathlib.Path):
 
 
 def _describe(workdir, model_config, tokenizer, companions) -> None:
-  """model.json, tokenizer.json and what else stood beside the weights."""
-  for name, data in {**companions, "tokenizer.json": tokenizer.path.read_bytes()}.items():
+  """model.json, the tokenizer with its chat template, and what else stood beside the weights."""
+  for name, data in {**{n: d for n, d in companions.items() if n not in TOKENIZER_FILES}, **tokenizer.files()}.items():
     (workdir / name).write_bytes(data)
   serialize.save(model_config, workdir)
 

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 
+from bluelm_jax.data import faults
 from bluelm_jax.data import loader
 from bluelm_jax.data import sample
 from bluelm_jax.data import sources
@@ -14,6 +15,7 @@ from bluelm_jax.models import presets
 MODEL = presets.miniature()
 TEXT, SCREENS = "assets/text-test.array_record", "assets/screens-test.array_record"
 GOOD = {
+    "conversations": dict(kind="conversations", path=TEXT, share=0.5),  # the package ships none
     "documents": dict(kind="documents", path=TEXT, share=0.5, window=64), "reasoning": dict(kind="reasoning", share=1, styles=dict(long=1.0)),
     "screens": dict(kind="screens", path=SCREENS, share=0.5, turns=1, tasks=dict(caption=1.0, list=0)),
     "screen_labels": dict(kind="screen_labels", path=SCREENS, share=0.5)}
@@ -29,7 +31,7 @@ def refusal(config, vision=True, objective=None) -> str:
   return str(error.value)
 
 
-@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kind", sorted(set(GOOD) - {"conversations"}))
 def test_a_good_source_is_read(kind):
   chat = ChatFormat(Tokenizer(), MODEL.anyres, MODEL.tokens_per_tile)
   loader.check({"mine": GOOD[kind]}, "dense" if kind == "screen_labels" else "lm")
@@ -48,9 +50,14 @@ def test_a_good_source_is_read(kind):
     ("screens", {"tasks": {"tap": 1.0}}, "weigh names of ground, refer, list, caption, read, color"),
     ("screens", {"tasks": {"list": -1.0, "read": 2.0}}, "not numbers of at least 0"), ("screens", {"tasks": {"list": 0.0}}, "one of them over 0"),
     ("screens", {"tasks": {}}, "one of them over 0"), ("reasoning", {"styles": {"medium": 1.0}}, "weigh names of none, long, short"),
-    ("reasoning", {"styles": 3}, "styles = 3"), ("screens", {"path": TEXT}, f"{TEXT} has a record that is no screen"),
-    ("screen_labels", {"path": TEXT}, f"{TEXT} has a record that is no screen"), ("documents", {"path": SCREENS}, f"{SCREENS} has a record without text"),
-    ("documents", {"path": "nowhere"}, "no data at nowhere"), ("documents", {"path": 3}, "path = 3; give the path")])
+    ("reasoning", {"styles": 3}, "styles = 3"), ("screens", {"path": TEXT}, "has no good example among its first 48: "),
+    ("screen_labels", {"path": TEXT}, "has no good example among its first 48: "), ("documents", {"path": SCREENS}, "is without text"),
+    ("documents", {"path": "nowhere"}, "no data at nowhere"), ("documents", {"path": 3}, "path = 3; give the path"),
+    ("documents", {"path": ()}, "path = ()"), ("documents", {"path": ("a", 3)}, "path = ('a', 3)"), ("documents", {"epochs": 0}, "epochs = 0; use a whole number over 0"),
+    ("conversations", {"max_examples": 1.5}, "max_examples = 1.5"), ("screens", {"max_tokens": -1}, "max_tokens = -1"), ("reasoning", {"epochs": 2}, "has an unknown key 'epochs'"),
+    ("conversations", {"path": TEXT}, "is no conversation"), ("documents", {"share": ((0, 1),  (0, 2))}, "use ((step, share), ...) with rising steps, one share over 0"),
+    ("documents", {"share": ((5, 1),  (0, 2))}, "rising steps"), ("documents", {"share": ((0, 0),  (5, 0))}, "one share over 0"), ("documents", {"share": ((0, "x"),)}, "rising steps"),
+    ("documents", {"share": ()}, "one share over 0"), ("documents", {"share": (0, 1)}, "rising steps")])
 def test_a_bad_source_is_refused(kind, change, words):
   assert words in refusal({**GOOD[kind], **change})
 
@@ -79,6 +86,10 @@ def test_files_that_are_no_shard(tmp_path):
     path.write_bytes(data)
     assert f"{path} is no ArrayRecord shard" in refusal({**GOOD["documents"], "path": str(path)})
   path.write_bytes(damaged)
-  assert f"{path}: record" in refusal({**GOOD["documents"], "path": str(path)})
+  examples, records = loader.mixture({"mine": {**GOOD["documents"], "path": str(path)}}, ChatFormat(Tokenizer(), None, 1), 64, 0), sources.Records(str(path))
+  bad = {e.record: e for e in (examples[i] for i in range(len(records))) if isinstance(e, faults.Bad)}
+  assert 0 < len(bad) < len(records) and all(e.message.startswith(f"{path}: record {i} is damaged") and e.kind == "record" for i, e in bad.items())
+  with pytest.raises(ValueError, match=f"{path}: record {min(bad)} is damaged"):
+    records[min(bad)]
   sample.write_shard(path, [])
   assert f"{path} holds no records" in refusal({**GOOD["documents"], "path": str(path)})

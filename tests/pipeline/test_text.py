@@ -42,7 +42,7 @@ def test_sizes(language):
 
 
 def test_shards_are_small():
-  paths = [sources.resolve(f"assets/text-{split}.array_record") for split in ("train", "test")]
+  paths = [sources.ASSETS / f"text-{split}.array_record" for split in ("train", "test")]
   assert sum(path.stat().st_size for path in paths) <= 3_200_000
 
 
