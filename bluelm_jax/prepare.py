@@ -4,6 +4,8 @@
   python -m bluelm_jax.prepare --config=... --output=gs://BUCKET/DIR -- --runner=DataflowRunner --project=...   # Beam's own options
 """
 
+import logging
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -14,8 +16,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where shards, manifest.json and c
 
 
 def main(argv):
+  logging.disable(logging.WARNING)  # Beam warns of every cloud's library that is not installed
   from bluelm_jax.pipeline import run
 
+  logging.disable(logging.NOTSET)
   manifest = run.run(_CONFIG.value, _OUTPUT.value, argv[1:])
   print(f"{manifest['documents']:,} samples and {manifest['tokens']:,} tokens in {len(manifest['shards'])} shards; see {_OUTPUT.value}/card.html")
 

@@ -51,7 +51,7 @@ def _normalised(sample: Sample) -> Sample:
     thinking = {"reasoning_content": normalise(message["reasoning_content"])} if message.get("reasoning_content") else {}
     return {**message, "content": content, **thinking}
 
-  return dataclasses.replace(sample, text=normalise(sample.text), messages=tuple(map(one, sample.messages)))
+  return Sample(sample.source, sample.licence, normalise(sample.text), tuple(map(one, sample.messages)), sample.images, dict(sample.meta))
 
 
 def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: decontaminate.Tables) -> Cleaned:
@@ -71,7 +71,8 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   samples = keep(samples, ["" if text_of(s) else "empty" for s in samples])
 
   found = [(s.meta["language"], 1.0) if s.meta.get("language") else language_lib.detect(text_of(s)) for s in samples]
-  samples = [dataclasses.replace(s, meta={**s.meta, "language": code}) for s, (code, _) in zip(samples, found)]
+  for sample, (code, _) in zip(samples, found):
+    sample.meta["language"] = code  # our own copy's
   wrong = ["language_other" if config["languages"] and code not in config["languages"] else "language_unsure" if sure < config["language_confidence"] else "" for code, sure in found]
   samples = keep(samples, wrong)
 
@@ -85,7 +86,8 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   rules = [rule or bad for rule, bad in zip(rules, unreadable)]
   if quality["scorer"] and samples:
     scores = [float(x) for x in function(quality["scorer"])(texts)]
-    samples = [dataclasses.replace(s, meta={**s.meta, "quality": score}) for s, score in zip(samples, scores)]
+    for sample, score in zip(samples, scores):
+      sample.meta["quality"] = score
     rules = [rule or ("score" if score < quality["min_score"] else "") for rule, score in zip(rules, scores)]
   if evaluation.ngrams or len(evaluation.images):
     hit = decontaminate.contaminated(words, evaluation)
@@ -95,7 +97,9 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   samples = keep(samples, rules)
   texts, hashes, words = [texts[i] for i in stay], [hashes[i] for i in stay], tokens.take(words, stay)
   given = function(config["classifier"])(texts) if config["classifier"] and texts else map(classify.domain, texts)
-  samples = [dataclasses.replace(s, meta={"domain": label, **s.meta, "ability": classify.ability(s)}) for s, label in zip(samples, given)]
+  for sample, label in zip(samples, given):
+    sample.meta.setdefault("domain", label)
+    sample.meta["ability"] = classify.ability(sample)
   counted = {rule: (len(gone), [(s.source, text_of(s)[:_EXAMPLE]) for s in gone[:_EXAMPLES]]) for rule, gone in sorted(removed.items())}
   return Cleaned(samples, compare(samples, texts, hashes, words), counted)
 

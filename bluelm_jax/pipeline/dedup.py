@@ -7,9 +7,6 @@ similarity 0.8 with probability 0.997 and 0.9 with 1.000; a pair found by a band
 import cv2
 import numpy as np
 import rensa
-from scipy import fft
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from bluelm_jax.data import images
 from bluelm_jax.pipeline import tokens
@@ -61,6 +58,9 @@ def all_pairs(keys: np.ndarray) -> np.ndarray:
 
 def clusters(ids: np.ndarray, edges: np.ndarray) -> np.ndarray:
   """For each of the sorted ids, the number of its connected component; edges are pairs of ids [P, 2]."""
+  from scipy import sparse  # slow import, for one worker
+  from scipy.sparse import csgraph
+
   at = np.searchsorted(ids, edges)
   graph = sparse.coo_array((np.ones(len(at), np.int8), (at[:, 0], at[:, 1])), shape=(len(ids), len(ids)))
   return csgraph.connected_components(graph, directed=False)[1]
@@ -83,7 +83,7 @@ def image_hash(data: bytes) -> int:
     ValueError: not a readable image.
   """
   grey = cv2.cvtColor(images.decode(data), cv2.COLOR_RGB2GRAY)
-  low = fft.dctn(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64))[:8, :8]
+  low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64))[:8, :8]
   bits = (low > np.median(low)).ravel()
   return int(np.packbits(bits).view(">u8")[0])
 

@@ -3,7 +3,6 @@
 from typing import Mapping, Sequence
 
 import numpy as np
-from scipy import optimize
 
 _CANDIDATES = 20_000  # mixtures among which the fitted rule takes the best
 _AVERAGED = 100  # and averages the best, as RegMix does: one best is noise's favourite
@@ -66,6 +65,7 @@ def fitted(groups: Sequence[str], runs: Sequence[Mapping], tokens: Mapping[str, 
 
 def fit_law(shares: np.ndarray, losses: np.ndarray) -> np.ndarray:
   """(c, t_1 .. t_n) of loss = c + exp(sum_i t_i share_i); k is inside, since shares add up to 1. Shares [R, n], losses [R]."""
+  from scipy import optimize  # slow import, for one rule
 
   def start(c):
     t, *_ = np.linalg.lstsq(shares, np.log(losses - c), rcond=None)

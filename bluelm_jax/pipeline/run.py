@@ -1,13 +1,18 @@
 """The whole life of a data set: ingest, clean, dedup, select, write, as one Beam pipeline that can be taken up again."""
 
 import functools
+import logging
 import os
 import pathlib
 import re
+import shlex
+import sys
 from typing import Any, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.transforms import environments
 import numpy as np
 
 from bluelm_jax.pipeline import card
@@ -62,7 +67,7 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   work = dict(zip(names, blocks))
   if todo:
     try:
-      with stages.Progress(todo, len(blocks)), beam.Pipeline(options=options(beam_options)) as pipeline:
+      with stages.Progress(todo, len(blocks)), beam.Pipeline(**_runner(beam_options)) as pipeline:
         start = pipeline | "blocks" >> beam.Create(names, reshuffle=True)
         if stage["ingest"] in todo:
           check = functools.partial(_readable, limit=c["max_unreadable"])
@@ -80,13 +85,18 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   return card.finish(c, output, stage)
 
 
-def options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
-  """Beam's options; without a runner, processes on this machine."""
-  if not any(option.startswith("--runner") for option in given):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    mode = "multi_processing" if cores > 1 else "in_memory"
-    given = ["--runner=FnApiRunner", f"--direct_num_workers={cores}", f"--direct_running_mode={mode}", *given]
-  return pipeline_options.PipelineOptions(list(given))
+def _runner(given: Sequence[str]) -> dict[str, Any]:
+  """What beam.Pipeline takes: what the user chose, else a process a core of this machine."""
+  if any(option.startswith("--runner") for option in given):
+    return {"options": pipeline_options.PipelineOptions(list(given))}
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  found = pipeline_options.PipelineOptions([f"--direct_num_workers={cores}", *given])
+  if cores == 1:
+    return {"runner": fn_runner.FnApiRunner(), "options": found}
+  # Beam's multi_processing mode, which would take its own talkative program; it warns that the mode is not set.
+  logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
+  worker = environments.SubprocessSDKEnvironment(f"{shlex.quote(sys.executable)} -m bluelm_jax.pipeline.worker")
+  return {"runner": fn_runner.FnApiRunner(default_environment=worker), "options": found}
 
 
 def _user_error(error: Exception) -> Exception:

@@ -45,8 +45,8 @@ def test_normalising_twice_changes_nothing_more(text):
 
 
 @pytest.mark.parametrize("text, code", [
-    (ENGLISH, "en"), (CHINESE, "zh"), ("これは日本語の文章です。漢字も使いますが、仮名が多いです。", "ja"), ("이것은 한국어로 쓴 문장입니다. 한글은 쉽습니다.", "ko"),
-    ("Der Fluss fließt durch das Tal und an der alten Mühle vorbei.", "de"), ("用 pip install numpy 来安装 numpy 软件包", "zh")])
+    (ENGLISH, "en"), (ENGLISH.upper(), "en"), (CHINESE, "zh"), ("これは日本語の文章です。漢字も使いますが、仮名が多いです。", "ja"), ("이것은 한국어로 쓴 문장입니다. 한글은 쉽습니다.", "ko"),
+    ("Der Fluss fließt durch das Tal und an der alten Mühle vorbei.", "de"), ("De rivier stroomt door het dal en langs de oude molen, waar veel mensen lopen.", "nl"), ("用 pip install numpy 来安装 numpy 软件包", "zh")])
 def test_language(text, code):
   assert language.detect(text)[0] == code
 

@@ -4,6 +4,7 @@ Chinese has no spaces: sizes count characters, the mean word length and the shar
 Han characters, and the stop words are the commonest function characters. The Chinese limits are ours.
 """
 
+import operator
 import re
 
 from bluelm_jax.pipeline import language as language_lib
@@ -33,9 +34,11 @@ def broken(text: str, language: str) -> str:
       return "gopher_length"
     if not 3 <= sum(map(len, words)) / len(words) <= 10:
       return "gopher_word_length"
-    if sum(map(str.isalpha, words)) < 0.8 * len(words) and len(_LETTER_WORD.findall(text)) < 0.8 * len(words):  # the first is faster
+    lower = text.lower().split()
+    caseless = sum(map(operator.eq, lower, text.upper().split()))  # without letters, or of a script without case; faster than the pattern
+    if caseless > 0.2 * len(words) and len(_LETTER_WORD.findall(text)) < 0.8 * len(words):
       return "gopher_letters"
-    if len(_STOP.intersection(map(str.lower, words))) < 2:
+    if len(_STOP.intersection(lower)) < 2:
       return "gopher_stop_words"
     symbols = (text.count("#") + text.count("...") + text.count("…")) / len(words)
   if symbols > 0.1:
