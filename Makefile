@@ -19,6 +19,7 @@ aot: .venv/aot
 bench: .venv/dev
 	$(BIN)/python -m tests.bench.train_step
 	$(BIN)/python -m tests.bench.attention_cpu
+	$(BIN)/python -m tests.bench.pipeline
 
 .venv/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -12,13 +12,17 @@ from absl import logging
 from bluelm_jax import process
 
 
-def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:
-  """Runs `main` with absl flags; a user's mistake becomes one line on stderr and exit code 2."""
+def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = (), rest: bool = False) -> None:
+  """Runs `main` with absl flags; a user's mistake becomes one line on stderr and exit code 2.
+
+  Args:
+    rest: whether what follows a lone "--" is for `main`, as options of a library.
+  """
   flags.mark_flags_as_required(required)
   process.pass_over_absent_tpu()
 
   def guarded(argv):
-    if len(argv) > 1:
+    if len(argv) > 1 and not (rest and argv[1].startswith("--")):
       raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
     for name in required:
       if flags.FLAGS[name].value == "":
@@ -61,7 +65,7 @@ def _reason(error: Exception) -> str:
   if isinstance(error, (AttributeError, KeyError)) and isinstance(inner, KeyError) and (inner is not error or "does not exist and cannot" in text):
     key = re.sub(r'^Key "(.*?)" does not exist.*', r"\1", _text(inner), flags=re.DOTALL)
     near = re.search(r'Did you mean "(.*?)"', text)
-    return f"{where}there is no key {key!r} in the config; " + (f"did you mean {near[1]!r}?" if near else "see bluelm_jax/training/defaults.py")
+    return f"{where}there is no key {key!r} in the config; " + (f"did you mean {near[1]!r}?" if near else "see bluelm_jax/training/defaults.py, for a data set pipeline/defaults.py")
   if "has no attribute 'get_config'" in text:
     return "the file of --config has no get_config(); give one like configs/stages/text.py"
   if "get_config() takes" in text or "get_config() missing" in text:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL
 from PIL import Image
 import pytest
 
@@ -40,7 +41,8 @@ def test_transparency_is_laid_on_white():
 
 
 def test_every_mode_becomes_rgb():
-  for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"):
+  own = ("YCbCr",) if int(PIL.__version__.split(".")[0]) >= 13 else ()  # Pillow 12, which Beam asks for, cannot read those it writes
+  for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", *own):
     pixels = images.decode(encoded(Image.new(mode, (5, 4)), "TIFF"))
     assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8, mode
 

@@ -5,6 +5,7 @@ import functools
 import pytest
 
 from bluelm_jax.data import sources
+from bluelm_jax.pipeline import language
 from bluelm_jax.pipeline.text import build
 
 LICENCES = {"CC-BY-SA-3.0", "MPL-2.0", "PSF-2.0"}
@@ -31,7 +32,7 @@ def test_every_document_says_what_it_is(split):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_documents_are_in_their_language(split):
   for document in _read(split):
-    share = build.han_share(document.text)
+    share = language.han_share(document.text)
     assert share > 0.55 if document.meta["language"] == "zh" else share == 0
 
 
@@ -71,14 +72,6 @@ def test_paragraphs_leave_code_and_variants_out():
     <p>Choose <span hidden class="MAC"><span>Preferences</span></span><span hidden>Options</span> to see the
     list of all the settings.</p><pre>This line is long enough to be kept, but it stands among the code.</pre><p>Too short.</p>"""
   assert build.paragraphs(page, "en") == ["Choose Options to see the list of all the settings."]
-
-
-def test_join_keeps_every_paragraph_in_order_within_the_size():
-  found = [(f"page{i // 7}", f"{i:03d}" + "x" * 297) for i in range(70)]
-  documents = list(build.join(found))
-  assert "\n".join(text for _, text in documents) == "\n".join(text for _, text in found)
-  assert all(950 <= len(text) <= 4000 for _, text in documents)
-  assert all(pages == sorted(set(pages)) for pages, _ in documents)
 
 
 def test_heads_find_near_copies():

@@ -9,12 +9,10 @@ and a train paragraph that contains a whole test paragraph is left out. Pages th
 """
 
 import dataclasses
-import html.parser
 import pathlib
 import re
-import subprocess
 import tempfile
-from typing import Iterable, Iterator
+from typing import Iterator
 import zlib
 
 from absl import flags
@@ -22,6 +20,10 @@ import numpy as np
 
 from bluelm_jax import door
 from bluelm_jax.data import sample
+from bluelm_jax.pipeline import documents
+from bluelm_jax.pipeline import language as language_lib
+from bluelm_jax.pipeline.ingest import debian
+from bluelm_jax.pipeline.ingest import html
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,72 +56,18 @@ _BOILERPLATE = re.compile(r"help page needs further work")
 _PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "...", "\xa0": " ", "\xb6": ""})
 
 
-class _Paragraphs(html.parser.HTMLParser):
-  """Texts of <p>, <li>, <dd> and headings; code, scripts, tables and navigation are left out.
-
-  LibreOffice's help writes a platform's variant as <span hidden class="MAC"> beside a default; the default stays.
-  """
-
-  _BLOCKS = {"p", "li", "dd", "dt", "h1", "h2", "h3", "h4", "div"}
-  _SKIP = {"script", "style", "pre", "nav", "table", "head", "footer", "button", "aside"}
-
-  def __init__(self):
-    super().__init__()
-    self.found, self._current, self._skip = [], [], 0
-    self._spans = []  # whether each open span is a variant
-
-  def handle_starttag(self, tag, attrs):
-    if tag == "span":
-      names = [name for name, _ in attrs]
-      self._spans.append("hidden" in names and "class" in names)
-      self._skip += self._spans[-1]
-    if tag in self._SKIP:
-      self._skip += 1
-    if tag in self._BLOCKS:
-      self.flush()
-    elif tag == "br":
-      self.handle_data("\n")
-
-  def handle_endtag(self, tag):
-    if tag == "span" and self._spans:
-      self._skip = max(self._skip - self._spans.pop(), 0)
-    if tag in self._SKIP:
-      self._skip = max(self._skip - 1, 0)
-    if tag in self._BLOCKS:
-      self.flush()
-
-  def handle_data(self, data):
-    if not self._skip:
-      self._current.append(data)
-
-  def flush(self):
-    text = "".join(self._current)
-    text = re.sub(r"(?<=[\u4e00-\u9fff])\s+(?=[\u4e00-\u9fff])", "", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    self._current = []
-    if text:
-      self.found.append(text)
-
-
-def han_share(text: str) -> float:
-  return sum("\u4e00" <= c <= "\u9fff" for c in text) / max(len(text), 1)
-
-
 def is_prose(text: str, language: str) -> bool:
   """Long enough, not boilerplate, ends like a sentence, few digits and signs, and in the language."""
   if _BOILERPLATE.search(text):
     return False
   if language == "zh":
-    return len(text) >= 16 and han_share(text) > 0.55 and text[-1] in "。！？：；"
+    return len(text) >= 16 and language_lib.han_share(text) > 0.55 and text[-1] in "。！？：；"
   letters = sum(c.isalpha() or c == " " for c in text) / len(text)
-  return len(text) >= 50 and letters > 0.9 and han_share(text) == 0 and text[-1] in ".!?:;" and text.isascii()
+  return len(text) >= 50 and letters > 0.9 and language_lib.han_share(text) == 0 and text[-1] in ".!?:;" and text.isascii()
 
 
 def paragraphs(page: str, language: str) -> list[str]:
-  parser = _Paragraphs()
-  parser.feed(page.translate(_PLAIN) if language == "en" else page)
-  parser.flush()
-  return [p for p in parser.found if is_prose(p, language)]
+  return [p for p in html.paragraphs(page.translate(_PLAIN) if language == "en" else page) if is_prose(p, language)]
 
 
 def letters(text: str) -> str:
@@ -158,35 +106,6 @@ def read_pages(root: pathlib.Path, source: Source, test: bool) -> Iterator[tuple
         yield page, text
 
 
-def join(found: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
-  """(page, paragraph) pairs to (pages, document); a page too short for a document goes on with the next."""
-  pages, kept, size = [], [], 0
-  for page, text in found:
-    more = len(text.encode()) + 1
-    if size >= _MIN_BYTES and (page not in pages or size >= _FULL_BYTES or size + more > _MAX_BYTES):
-      yield pages, "\n".join(kept)
-      pages, kept, size = [], [], 0
-    if page not in pages:
-      pages.append(page)
-    kept.append(text)
-    size += more
-  if size >= _MIN_BYTES:
-    yield pages, "\n".join(kept)
-
-
-def _unpack(package: str, work: pathlib.Path) -> pathlib.Path:
-  root = work / package
-  if not root.exists():
-    try:
-      subprocess.run(["apt-get", "download", "-qq", package], cwd=work, check=True, stderr=subprocess.DEVNULL)
-    except subprocess.CalledProcessError as e:
-      raise ValueError(f"apt-get found no package {package}; run apt-get update on Debian 12 first") from e
-    deb = next(work.glob(f"{package}_*.deb"))
-    print(deb.name)
-    subprocess.run(["dpkg", "-x", str(deb), str(root)], check=True)
-  return root
-
-
 def build(work: pathlib.Path, train_bytes: int, seed: int) -> dict[str, list[sample.Sample]]:
   """Both splits; the test side is read first, so its paragraphs never appear in train."""
   rng = np.random.default_rng(seed)
@@ -197,14 +116,14 @@ def build(work: pathlib.Path, train_bytes: int, seed: int) -> dict[str, list[sam
       found = {True: [], False: []}  # by Source.prose
       for source in (s for s in SOURCES if s.language == language):
         fresh = []
-        for page, text in read_pages(_unpack(source.package, work), source, split == "test"):
+        for page, text in read_pages(debian.unpack(source.package, work), source, split == "test"):
           key = letters(text)
           if key not in seen and not heads.inside(text):
             seen.add(key)
             fresh.append((page, text))
             if split == "test":
               heads.add(text)
-        for pages, text in join(fresh):
+        for pages, text in documents.join(fresh, _MIN_BYTES, _FULL_BYTES, _MAX_BYTES):
           name = f"{source.package}: {' '.join(pages)}"
           found[source.prose].append(sample.Sample(name, source.licence, text, meta={"language": language}))
       total = 0

@@ -1,0 +1,189 @@
+"""Raw sources to Samples: which files a source has, how they are cut into blocks, and the reading of a block.
+
+A source is a dict: `kind` (one of KINDS), `path` (a glob; of a file inside the package where `package` names a Debian
+package), `licence` (SPDX) and optionally `language` and `domain`, where they are known.
+A block is a list of pieces (source, path, start, stop); what start and stop count depends on the kind.
+"""
+
+import dataclasses
+import glob
+import gzip
+import json
+import os
+import pathlib
+from typing import Iterator, Mapping
+
+from bluelm_jax.data import sample as sample_lib
+from bluelm_jax.data.sample import Sample
+from bluelm_jax.pipeline.ingest import chat
+from bluelm_jax.pipeline.ingest import debian
+from bluelm_jax.pipeline.ingest import html
+from bluelm_jax.pipeline.ingest import man
+
+KINDS = ("html", "man", "markdown", "text", "pdf", "html_images", "captioned_images", "json", "parquet", "array_record")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+Piece = tuple[str, str, int, int]
+
+
+def files(source: Mapping, work: pathlib.Path) -> tuple[str, list[str]]:
+  """(folder that page names are relative to, sorted paths) of a source; ValueError where there are none."""
+  pattern = source["path"]
+  if source.get("package"):
+    pattern = str(debian.unpack(source["package"], work) / pattern)
+  if os.path.isdir(pattern):
+    raise ValueError(f"{pattern} is a folder; give a glob such as {pattern.rstrip('/')}/**/*.html")
+  paths = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+  if source["kind"] == "captioned_images":
+    paths = [p for p in paths if p.lower().endswith(_IMAGES)]
+  if not paths:
+    raise ValueError(f"no files match {pattern}; check the source's path")
+  fixed = pattern.split("*")[0] if "*" in pattern else os.path.dirname(pattern) + "/"
+  return fixed[: fixed.rfind("/") + 1], paths
+
+
+def blocks(sources: Mapping[str, Mapping], block_bytes: int, work: pathlib.Path) -> tuple[list[list[Piece]], dict[str, str]]:
+  """Cuts all sources into blocks of about `block_bytes` raw bytes. Returns them and every source's folder."""
+  found, folders = [], {}
+  for name, source in sorted(sources.items()):
+    folders[name], paths = files(source, work)
+    size = block_bytes  # every source opens a block of its own
+    for path in paths:
+      for piece, weight in _pieces(name, source["kind"], path, block_bytes):
+        if size >= block_bytes:
+          found.append([])
+          size = 0
+        found[-1].append(piece)
+        size += weight
+  return found, folders
+
+
+def _pieces(name: str, kind: str, path: str, block_bytes: int) -> Iterator[tuple[Piece, int]]:
+  size = os.path.getsize(path)
+  if kind == "json" and path.endswith(".jsonl"):  # start and stop are bytes
+    for start in range(0, max(size, 1), block_bytes):
+      yield (name, path, start, min(start + block_bytes, size)), min(block_bytes, size - start)
+  elif kind in ("parquet", "array_record"):  # row groups, records
+    count = _count(kind, path)
+    step = max(count * block_bytes // max(size, 1), 1)
+    for start in range(0, count, step):
+      stop = min(start + step, count)
+      yield (name, path, start, stop), size * (stop - start) // count
+  else:
+    yield (name, path, 0, size), size
+
+
+def _count(kind: str, path: str) -> int:
+  try:
+    if kind == "parquet":
+      import pyarrow.parquet as pq  # a second's import, for one kind
+
+      return pq.ParquetFile(path).num_row_groups
+    return _reader(path).num_records()
+  except (RuntimeError, ValueError, OSError) as e:
+    raise ValueError(f"{path} is not readable as {kind}; check the source's kind") from e
+
+
+def _reader(path: str):
+  from array_record.python import array_record_module  # slow import
+
+  return array_record_module.ArrayRecordReader(path)
+
+
+def samples(piece: Piece, source: Mapping, folder: str) -> Iterator[Sample | ValueError]:
+  """Samples of a piece, labelled as the source says; what cannot be read comes as the ValueError that says why.
+
+  A sample's source is "NAME: PAGE", or "NAME: FILE#ROW" where a file has many; samples of our own shards keep theirs.
+  """
+  labels = {key: source[key] for key in ("language", "domain") if source.get(key)}
+  for item in _samples(piece, source, folder):
+    yield dataclasses.replace(item, meta={**item.meta, **labels}) if labels and isinstance(item, Sample) else item
+
+
+def _samples(piece: Piece, source: Mapping, folder: str) -> Iterator[Sample | ValueError]:
+  name, path, start, stop = piece
+  page = path.removeprefix(folder)
+  try:
+    if source["kind"] in ("json", "parquet", "array_record"):
+      yield from _rows(path, source["kind"], start, stop, f"{name}: {page}", source["licence"])
+    elif source["kind"] in ("html_images", "captioned_images"):
+      yield from _images(path, source["kind"], f"{name}: {page}", source["licence"])
+    else:
+      text = "\n".join(_paragraphs(path, source["kind"]))
+      yield Sample(f"{name}: {page}", source["licence"], text)
+  except (ValueError, OSError, EOFError) as e:
+    yield ValueError(f"{path}: {e}")
+
+
+def _text(path: str) -> str:
+  data = pathlib.Path(path).read_bytes()
+  data = gzip.decompress(data) if path.endswith(".gz") else data
+  try:
+    return data.decode("utf-8")
+  except UnicodeDecodeError:
+    return data.decode("gb18030", errors="replace")  # the other encoding of Chinese text
+
+
+def _paragraphs(path: str, kind: str) -> list[str]:
+  if kind == "html":
+    return html.paragraphs(_text(path))
+  if kind == "man":
+    return man.paragraphs(_text(path))
+  if kind == "markdown":
+    from bluelm_jax.pipeline.ingest import markdown
+
+    return markdown.paragraphs(_text(path))
+  if kind == "pdf":
+    from bluelm_jax.pipeline.ingest import pdf
+
+    return pdf.paragraphs(pathlib.Path(path).read_bytes())
+  return _text(path).splitlines()
+
+
+def _images(path: str, kind: str, source: str, licence: str) -> Iterator[Sample]:
+  if kind == "captioned_images":
+    yield Sample(source, licence, _text(os.path.splitext(path)[0] + ".txt").strip(), images=(pathlib.Path(path).read_bytes(),))
+    return
+  for where, alt in html.images(_text(path)):
+    image = pathlib.Path(path).parent / where
+    if image.is_file() and image.suffix.lower() in _IMAGES:
+      yield Sample(f"{source} {where}", licence, alt, images=(image.read_bytes(),))
+
+
+def _rows(path: str, kind: str, start: int, stop: int, source: str, licence: str) -> Iterator[Sample | ValueError]:
+  if kind == "array_record":
+    for i, record in enumerate(_reader(path).read(start, stop)):
+      try:
+        yield sample_lib.decode(record)
+      except ValueError as e:
+        yield ValueError(f"{path}, record {start + i}: {e}")
+    return
+  for where, row in _parquet(path, start, stop) if kind == "parquet" else _json(path, start, stop):
+    try:
+      yield chat.sample(json.loads(row) if isinstance(row, bytes) else row, f"{source}#{where}", licence, os.path.dirname(path))
+    except (ValueError, RecursionError) as e:
+      yield ValueError(f"{path}#{where}: {e}")
+
+
+def _parquet(path: str, start: int, stop: int):
+  import pyarrow.parquet as pq
+
+  table = pq.ParquetFile(path)
+  for group in range(start, stop):
+    for i, row in enumerate(table.read_row_group(group).to_pylist()):
+      yield f"{group}.{i}", row
+
+
+def _json(path: str, start: int, stop: int):
+  """(byte, line) of the lines that begin in [start, stop), or (number, item) of a JSON list."""
+  if not path.endswith(".jsonl"):
+    rows = json.loads(_text(path))
+    yield from ((str(i), row) for i, row in enumerate(rows if isinstance(rows, list) else [rows]))
+    return
+  with open(path, "rb") as f:
+    if start:
+      f.seek(start - 1)
+      f.readline()
+    while (at := f.tell()) < stop:
+      line = f.readline()
+      if line.strip():
+        yield str(at), line

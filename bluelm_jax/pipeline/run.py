@@ -1,0 +1,173 @@
+"""The whole life of a data set: ingest, clean, dedup, select, write, as one Beam pipeline that can be taken up again."""
+
+import functools
+import logging
+import os
+import pathlib
+import re
+import shlex
+import sys
+from typing import Any, Mapping, Sequence
+
+import apache_beam as beam
+from apache_beam.options import pipeline_options
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.transforms import environments
+import numpy as np
+
+from bluelm_jax.pipeline import card
+from bluelm_jax.pipeline import copies
+from bluelm_jax.pipeline import defaults
+from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import select
+from bluelm_jax.pipeline import shards
+from bluelm_jax.pipeline import stages
+from bluelm_jax.pipeline.clean import clean
+from bluelm_jax.pipeline.clean import turn_texts
+from bluelm_jax.pipeline.decontaminate import Tables
+from bluelm_jax.pipeline.decontaminate import tables
+from bluelm_jax.pipeline.ingest import read
+
+_CLEAN = ("languages", "language_confidence", "quality", "decontaminate", "classifier")
+_SELECT = ("seed", "holdout", "mixture", "tokenizer", "shard_bytes")
+
+
+def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]:
+  """Makes the data set under `output` and returns its manifest.
+
+  Args:
+    config: see defaults.dataset().
+    output: a local folder, or one of an object store that the runner's workers reach.
+    beam_options: Beam's own command line, e.g. ["--runner=DataflowRunner", ...]; by default a process a core of this machine.
+
+  Raises:
+    ValueError: an impossible config, a source without files, or too much that cannot be read.
+  """
+  defaults.check(config)
+  c = config.to_dict()
+  output = output.rstrip("/")
+  blocks, folders = read.blocks(c["sources"], c["block_bytes"], pathlib.Path("sources" if "://" in output else f"{output}/sources"))
+  evaluation = _evaluation(c["decontaminate"])
+  states = [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in sorted({piece[1] for block in blocks for piece in block})]
+
+  key, todo = "", []
+  parts = dict(
+      ingest=[c["sources"], blocks, states], clean=[{k: c[k] for k in _CLEAN}, _digest(evaluation)], dedup=[c["dedup"]],
+      select=[{k: c[k] for k in _SELECT}], write=[c["max_bytes"], c["packing_length"]])
+  stage = {}
+  for name, part in parts.items():
+    key = stages.key(key, part)
+    stage[name] = stages.Stage(f"{output}/stages/{name}", key)
+    if not stage[name].open():
+      todo.append(stage[name])
+  if not files.exists(stage["clean"].path("evaluation.npz")):
+    _save(stage["clean"].path("evaluation.npz"), evaluation)
+
+  names = [f"{i:06d}" for i in range(len(blocks))]
+  work = dict(zip(names, blocks))
+  if todo:
+    try:
+      with stages.Progress(todo, len(blocks)), beam.Pipeline(**_runner(beam_options)) as pipeline:
+        start = pipeline | "blocks" >> beam.Create(names, reshuffle=True)
+        if stage["ingest"] in todo:
+          check = functools.partial(_readable, limit=c["max_unreadable"])
+          start |= "ingest" >> beam.Map(_ingest, work, c["sources"], folders, stage["ingest"]) | "ingested" >> stages.Done(stage["ingest"], check)
+        if stage["clean"] in todo:
+          start |= "clean" >> beam.Map(_clean, c, stage["ingest"], stage["clean"]) | "cleaned" >> stages.Done(stage["clean"])
+        if stage["dedup"] in todo:
+          start |= "dedup" >> copies.FindCopies(c["dedup"], stage["clean"], stage["dedup"]) | "deduped" >> stages.Done(stage["dedup"])
+        if stage["select"] in todo:
+          start |= "select" >> select.Select(c, stage["clean"], stage["dedup"], stage["select"]) | "selected" >> stages.Done(stage["select"])
+        if stage["write"] in todo:
+          _ = start | "write" >> shards.Write(c, output, stage["clean"], stage["dedup"], stage["select"], stage["write"])
+    except Exception as e:
+      raise _user_error(e) from e
+  return card.finish(c, output, stage)
+
+
+def _runner(given: Sequence[str]) -> dict[str, Any]:
+  """What beam.Pipeline takes: what the user chose, else a process a core of this machine."""
+  if any(option.startswith("--runner") for option in given):
+    return {"options": pipeline_options.PipelineOptions(list(given))}
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  found = pipeline_options.PipelineOptions([f"--direct_num_workers={cores}", *given])
+  if cores == 1:
+    return {"runner": fn_runner.FnApiRunner(), "options": found}
+  # Beam's multi_processing mode, which would take its own talkative program; it warns that the mode is not set.
+  logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
+  worker = environments.SubprocessSDKEnvironment(f"{shlex.quote(sys.executable)} -m bluelm_jax.pipeline.worker")
+  return {"runner": fn_runner.FnApiRunner(default_environment=worker), "options": found}
+
+
+def _user_error(error: Exception) -> Exception:
+  """A ValueError of ours that a worker raised, without Beam's traceback; any other error as it is."""
+  found = re.findall(r"^ValueError: (.*?)(?: \[while running.*)?$", str(error), re.MULTILINE)
+  if not isinstance(error, ValueError) and found:
+    return ValueError(found[-1])
+  return ValueError(re.sub(r" \[while running.*", "", str(error), flags=re.DOTALL)) if isinstance(error, ValueError) else error
+
+
+def _ingest(name: str, work: Mapping[str, list], sources, folders, stage: stages.Stage) -> str:
+  def do():
+    kept, errors = [], []
+    for piece in work[name]:
+      for item in read.samples(tuple(piece), sources[piece[0]], folders[piece[0]]):
+        (errors if isinstance(item, ValueError) else kept).append(item)
+    files.write_samples(stage.path(f"{name}.samples"), kept)
+    return {"documents": len(kept), "unreadable": len(errors), "errors": [str(e)[:300] for e in errors[:20]]}
+
+  return stages.finish(stage, name, do)
+
+
+def _readable(stage: stages.Stage, limit: float) -> None:
+  counts = stage.counts().values()
+  bad, good = sum(c["unreadable"] for c in counts), sum(c["documents"] for c in counts)
+  if bad > limit * (bad + good):
+    first = next(c["errors"][0] for c in counts if c["errors"])
+    raise ValueError(f"{bad} of {bad + good} items cannot be read, the first: {first}; mend the sources or raise config.max_unreadable")
+  if not good:
+    raise ValueError("the sources hold no documents; check their paths and kinds")
+
+
+def _clean(name: str, config, ingested: stages.Stage, stage: stages.Stage) -> str:
+  def do():
+    samples = files.read_samples(ingested.path(f"{name}.samples"))
+    found = clean(samples, config, _load(stage.path("evaluation.npz")))
+    files.write_samples(stage.path(f"{name}.samples"), found.samples)
+    files.write_arrays(stage.path(f"{name}.npz"), **found.arrays)
+    return {"documents": len(samples), "kept": len(found.samples), "removed": found.removed}
+
+  return stages.finish(stage, name, do)
+
+
+def _evaluation(paths: Sequence[str]) -> Tables:
+  """n-grams and images of evaluation sets."""
+  texts, images = [], []
+  for path in paths:
+    source = {"kind": "json" if path.endswith((".json", ".jsonl")) else "array_record", "path": path, "licence": "-"}
+    if source["kind"] == "array_record":
+      from bluelm_jax.data import sources  # knows assets/
+
+      source["path"] = str(sources.resolve(path))
+    blocks, folders = read.blocks({"evaluation": source}, 1 << 40, pathlib.Path("."))
+    for piece in (piece for block in blocks for piece in block):
+      for item in read.samples(piece, source, folders["evaluation"]):
+        if isinstance(item, ValueError):
+          raise ValueError(f"evaluation set {path} has an unreadable item ({item}); mend it")
+        texts += [item.text] if item.text else [text for message in item.messages for text in turn_texts(message)]
+        images += item.images
+  return tables(texts, images)
+
+
+def _save(path: str, found: Tables) -> None:
+  files.write_arrays(path, images=found.images, **{str(n): table for n, table in found.ngrams.items()})
+
+
+@functools.lru_cache(maxsize=1)
+def _load(path: str) -> Tables:
+  arrays = files.read_arrays(path)
+  return Tables({int(n): arrays[n] for n in arrays.files if n != "images"}, arrays["images"])
+
+
+def _digest(found: Tables) -> list:
+  return [[n, len(table), int(np.bitwise_xor.reduce(table)) if len(table) else 0] for n, table in [*found.ngrams.items(), (0, found.images)]]
