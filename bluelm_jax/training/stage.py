@@ -96,7 +96,7 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
         metrics.start(step)
         first = False
       if step % config.log_every == 0 or step == last:
-        _log(metrics, step, jax.device_get(pending), spec)
+        _log(metrics, step, jax.device_get(pending), spec, batches.get_stats())
         pending = []
       if step % config.checkpoint_every == 0 or step == last:
         _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
@@ -104,14 +104,15 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
   metrics.close()
 
 
-def _log(metrics, step, values, spec):
+def _log(metrics, step, values, spec, counts):
   """Averages loss over tokens, not over steps."""
   sums = {k: float(np.sum([v[k] for v in values])) for k in values[0]}
   _refuse_broken(step, values)
   loss = float(np.sum([v["loss"] * v["loss_tokens"] for v in values])) / max(sums["loss_tokens"], 1.0)
   scalars = {
       "loss": loss, "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0)}
+      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0),
+      **{f"examples_{name}": counts[name] for name in ("cut", "dropped") if counts[name]}}
   metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
 
 
@@ -131,7 +132,8 @@ def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, c
   anyres = model_config.anyres if multimodal else None
   tokens_per_tile = model_config.tokens_per_tile if multimodal else 1
   spec = pack.PackSpec(
-      config.data.rows, config.data.length, groups, config.data.tile_slots, anyres.tile_size if anyres else 1, tokens_per_tile)
+      config.data.rows, config.data.length, groups, config.data.tile_slots, anyres.tile_size if anyres else 1, tokens_per_tile,
+      config.data.overlong)
   return spec, chat_lib.ChatFormat(tokenizer, anyres, tokens_per_tile)
 
 
