@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+from typing import Callable
 from typing import Iterator
 from typing import Sequence
 
@@ -16,28 +17,33 @@ from absl import flags
 import grain
 import numpy as np
 
+from bluelm_jax.data import balance
 from bluelm_jax.data import faults
 from bluelm_jax.data import ledger as ledger_lib
+from bluelm_jax.data import overlong
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.batch import PackedBatch
+from bluelm_jax.data.rows import fill_row
 
 
 _HOPELESS = 1000  # examples dropped for one batch before we say so
-_WINDOW = 32  # examples among which the one to place next is chosen
+WINDOWS = (32, 128)  # examples among which those of a row are chosen: the second number where the first does not fill it
+_FILLED = 0.995  # of a row's tokens
 _CHUNK = 16  # examples that a reader process sends at once
 
 
 @dataclasses.dataclass(frozen=True)
 class PackSpec:
-  """The fixed shapes of a batch.
+  """The fixed shapes of a batch, and what becomes of examples that exceed them.
 
   Attributes:
     rows: B.
     length: S, tokens.
-    groups: R; rows // groups rows share the tiles of their group.
-    tile_slots: T; 0 for text only.
+    groups: R; rows // groups rows share the tiles of their group, which one data-parallel rank holds.
+    tile_slots: T; 0 for text only. Above what the data need by 2 or 3 %: with fewer, rows stay partly empty.
     tile_size: pixels a side.
     tokens_per_tile: N.
+    overlong: a name of `overlong.POLICIES`.
   """
 
   rows: int
@@ -46,92 +52,99 @@ class PackSpec:
   tile_slots: int = 0
   tile_size: int = 1
   tokens_per_tile: int = 1
+  overlong: str = "truncate"
 
   def __post_init__(self):
     if self.rows % self.groups:
       raise ValueError(f"batch rows {self.rows} must be a multiple of the {self.groups} data-parallel groups")
+    if self.overlong not in overlong.POLICIES:
+      raise ValueError(f"data.overlong {self.overlong!r} is unknown; use {', '.join(overlong.POLICIES)}")
 
 
-class Packer:
-  """One batch in the making."""
-
-  def __init__(self, spec: PackSpec):
-    self.spec = spec
-    s = spec
-    self.batch = PackedBatch(
-        tokens=np.zeros((s.rows, s.length), np.int32),
-        targets=np.zeros((s.rows, s.length), np.int32),
-        loss_weights=np.zeros((s.rows, s.length), np.float32),
-        segment_ids=np.zeros((s.rows, s.length), np.int32),
-        positions=np.zeros((s.rows, s.length), np.int32),
-        tiles=np.zeros((s.groups, s.tile_slots, s.tile_size, s.tile_size, 3), np.uint8),
-        vision_index=np.full((s.rows, s.length), -1, np.int32),
-        tile_places=np.zeros((s.groups, s.tile_slots), np.int32),
-    )
-    self.used = np.zeros(s.rows, int)
-    self.segments = np.zeros(s.rows, int)
-    self.tiles_used = np.zeros(s.groups, int)
-
-  def largest(self, examples: Sequence[Example]) -> int | None:
-    """Which of the examples is the longest that some row has room for; None if there is none."""
-    s = self.spec
-    room_R = s.length - self.used.reshape(s.groups, -1).min(1)
-    n_E, t_E = np.array([len(e.tokens) for e in examples], int), np.array([len(e.tiles) for e in examples], int)
-    fits_E = ((n_E[:, None] <= room_R) & (t_E[:, None] <= s.tile_slots - self.tiles_used)).any(1)
-    return int(np.argmax(np.where(fits_E, n_E, -1))) if fits_E.any() else None
-
-  def add(self, example: Example) -> None:
-    """Places the example, which fits, in the fullest row that has room."""
-    s, n, t = self.spec, len(example.tokens), len(example.tiles)
-    group_of_row = np.arange(s.rows) // (s.rows // s.groups)
-    fits = (self.used + n <= s.length) & (self.tiles_used[group_of_row] + t <= s.tile_slots)
-    assert fits.any()
-    row = int(np.argmax(np.where(fits, self.used, -1)))
-    group = group_of_row[row]
-    at = slice(self.used[row], self.used[row] + n)
-    b = self.batch
-    self.segments[row] += 1
-    b.tokens[row, at], b.targets[row, at] = example.tokens, example.targets
-    b.loss_weights[row, at] = example.loss_weights
-    b.segment_ids[row, at] = self.segments[row]
-    b.positions[row, at] = np.arange(n)
-    offset = self.tiles_used[group] * s.tokens_per_tile
-    b.vision_index[row, at] = np.where(example.vision_index >= 0, example.vision_index + offset, -1)
-    slots = slice(self.tiles_used[group], self.tiles_used[group] + t)
-    b.tiles[group, slots] = example.tiles
-    b.tile_places[group, slots] = example.tile_places
-    self.used[row] += n
-    self.tiles_used[group] += t
+def pieces(example: Example, spec: PackSpec) -> list[Example]:
+  """The example, or what `spec.overlong` leaves of it."""
+  return overlong.pieces(example, spec.length, spec.tile_slots, spec.tokens_per_tile, spec.overlong)
 
 
-def fit(example: Example, spec: PackSpec) -> Example | None:
-  """The example cut to one row, or None if its images alone do not fit."""
-  if len(example.tiles) > spec.tile_slots:
-    return None
-  if len(example.tokens) <= spec.length:
-    return example
-  if (example.vision_index[spec.length :] >= 0).any():
-    return None
-  cut = {f: getattr(example, f)[: spec.length] for f in ("tokens", "targets", "loss_weights", "vision_index")}
-  return example._replace(**cut)
+def empty(spec: PackSpec) -> PackedBatch:
+  """A batch of padding."""
+  s = spec
+  return PackedBatch(
+      tokens=np.zeros((s.rows, s.length), np.int32),
+      targets=np.zeros((s.rows, s.length), np.int32),
+      loss_weights=np.zeros((s.rows, s.length), np.float32),
+      segment_ids=np.zeros((s.rows, s.length), np.int32),
+      positions=np.zeros((s.rows, s.length), np.int32),
+      tiles=np.zeros((s.groups, s.tile_slots, s.tile_size, s.tile_size, 3), np.uint8),
+      vision_index=np.full((s.rows, s.length), -1, np.int32),
+      tile_places=np.zeros((s.groups, s.tile_slots), np.int32),
+  )
+
+
+def lay_out(rows: Sequence[Sequence[Example]], b: PackedBatch, tokens_per_tile: int) -> PackedBatch:
+  """Writes examples into the rows of an empty batch and returns it; rows that are not given stay empty."""
+  tiles_used = [0] * len(b.tiles)
+  for row, examples in enumerate(rows):
+    used, group = 0, row * len(b.tiles) // len(b.tokens)
+    for segment, e in enumerate(examples, 1):
+      n, t, first = len(e.tokens), len(e.tiles), tiles_used[group]
+      at, slots = slice(used, used + n), slice(first, first + t)
+      b.tokens[row, at], b.targets[row, at], b.loss_weights[row, at] = e.tokens, e.targets, e.loss_weights
+      b.segment_ids[row, at] = segment
+      b.positions[row, at] = np.arange(n)
+      if t:
+        b.vision_index[row, at] = np.where(e.vision_index >= 0, e.vision_index + first * tokens_per_tile, -1)
+        b.tiles[group, slots], b.tile_places[group, slots] = e.tiles, e.tile_places
+      used += n
+      tiles_used[group] += t
+  return b
+
+
+def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callable[[int], None] = lambda window: None) -> list[list[Example]]:
+  """Takes the rows of a batch from those that wait, (any key, Example) in order of precedence, and deals them to the groups.
+
+  Args:
+    read: called with a number of examples; appends to `waiting` until as many wait.
+  """
+  rows, loads = [], []
+  for _ in range(spec.groups):
+    slots = spec.tile_slots
+    for left in range(spec.rows // spec.groups, 0, -1):
+      for window in WINDOWS:
+        read(window)
+        among = _spread(len(waiting))
+        n_E, t_E = [len(waiting[i][1].tokens) for i in among], [len(waiting[i][1].tiles) for i in among]
+        chosen = fill_row(n_E, t_E, spec.length, slots, slots / left)
+        n, t = [n_E[i] for i in chosen], sum(t_E[i] for i in chosen)
+        if sum(n) >= _FILLED * spec.length:
+          break
+      rows.append([waiting[among[i]][1] for i in chosen])
+      for i in reversed(chosen):
+        del waiting[among[i]]
+      loads.append((sum(n), sum(x * x for x in n), t))
+      slots -= t
+  return [rows[i] for i in balance.assign(np.array(loads, float), spec.groups, spec.tile_slots)]
+
+
+def _spread(count: int) -> Sequence[int]:
+  """Of the first `count` indices as many as the largest window has, the first and last among them."""
+  return range(count) if count <= WINDOWS[-1] else np.linspace(0, count - 1, WINDOWS[-1]).astype(int)
 
 
 def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
-  """Yields PackedBatches of a list of Examples, longest first; the last may be partly empty."""
-  waiting = [e for e in (fit(example, spec) for example in examples) if e is not None]
+  """Yields PackedBatches of a list of Examples, the longest first; the last may be partly empty."""
+  waiting = [((), piece) for example in examples for piece in pieces(example, spec)]
+  waiting.sort(key=lambda item: -len(item[1].tokens))
   while waiting:
-    packer = Packer(spec)
-    while (chosen := packer.largest(waiting)) is not None:
-      packer.add(waiting.pop(chosen))
-    yield packer.batch
+    yield lay_out(draw_rows(waiting, spec), empty(spec), spec.tokens_per_tile)
 
 
 class PackIterator:
   """Iterates over PackedBatches of examples; `set_state(get_state())` resumes at an example, in O(1).
 
-  The next to be placed is the longest that fits of a window of examples, whose rest waits for the next batch. So batches
-  of another size, or of other row groups, take the examples in the same order but for that window. The last batch may be
-  partly empty.
+  Each row takes the example that has waited longest and those of a window that fill it best. So batches of another
+  size, or of other row groups, take the examples in the same order but for that window. The last batch may be partly
+  empty.
 
   Args:
     examples: random access to Examples, or `faults.Bad` in their place; how they fill batches does not depend on the workers.
@@ -148,41 +161,49 @@ class PackIterator:
     return self
 
   def __next__(self) -> PackedBatch:
-    packer, dropped = Packer(self._spec), 0
-    while True:
-      while len(self._waiting) < _WINDOW and (found := next(self._reader, None)) is not None:
-        self._next += 1
-        if isinstance(found, faults.Bad):
-          if self._ledger is None:
-            raise ValueError(found.message)
-          self._ledger.bad(found, self._next)
-        elif (example := fit(found, self._spec)) is not None:
-          self._waiting.append((self._next - 1, example))
-        elif (dropped := dropped + 1) == _HOPELESS:
-          raise ValueError(
-              f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
-      chosen = packer.largest([example for _, example in self._waiting])
-      if chosen is None:
-        if not packer.used.any():
-          raise StopIteration
-        return packer.batch
-      _, example = self._waiting.pop(chosen)
-      packer.add(example)
-      if self._ledger is not None:
+    self._vain = 0
+    batch = empty(self._spec)  # first: no memory for it is found out before anything is read
+    rows = draw_rows(self._waiting, self._spec, self._read)
+    if not any(rows):
+      raise StopIteration
+    if self._ledger is not None:
+      for example in itertools.chain(*rows):
         self._ledger.placed(example)
+    return lay_out(rows, batch, self._spec.tokens_per_tile)
+
+  def _read(self, window: int) -> None:
+    """Reads on until as many examples wait, or the data end."""
+    while len(self._waiting) < window and (example := next(self._reader, None)) is not None:
+      self._next += 1
+      if isinstance(example, faults.Bad):
+        if self._ledger is None:
+          raise ValueError(example.message)
+        self._ledger.bad(example, self._next)
+        continue
+      found = pieces(example, self._spec)
+      self._waiting += [((self._next - 1, number), piece) for number, piece in enumerate(found)]
+      self._counts["cut"] += bool(found) and found[0] is not example
+      self._counts["dropped"] += not found
+      self._vain = 0 if found else self._vain + 1
+      if self._vain == _HOPELESS:
+        raise ValueError(
+            f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
 
   def get_stats(self) -> dict[str, float]:
-    """Figures of the sources for the metrics; see `Ledger.get_stats`."""
-    return {} if self._ledger is None else self._ledger.get_stats(self._next)
+    """Since the first batch: "overlong/cut" and "overlong/dropped" examples if there were any, and what `Ledger.get_stats` says."""
+    counts = {f"overlong/{name}": float(n) for name, n in self._counts.items() if n}
+    return counts if self._ledger is None else counts | self._ledger.get_stats(self._next)
 
   def get_state(self) -> dict:
-    """The first example that was not read, those that wait, and the ledger's counts."""
+    """The first example that was not read, those that wait as [index, piece], and the counts."""
     counts = {} if self._ledger is None else self._ledger.get_state()
-    return {"next_index": self._next, "waiting": [index for index, _ in self._waiting], **counts}
+    return {"next_index": self._next, "waiting": [list(key) for key, _ in self._waiting], "overlong": dict(self._counts), **counts}
 
   def set_state(self, state: dict) -> None:
     self._next = state["next_index"]
-    self._waiting = [(index, fit(self._examples[index], self._spec)) for index in state.get("waiting", ())]
+    self._counts = {"cut": 0, "dropped": 0} | state.get("overlong", {})
+    found = {index: pieces(self._examples[index], self._spec) for index, _ in state["waiting"]}
+    self._waiting = [((index, number), found[index][number]) for index, number in state["waiting"]]
     if self._ledger is not None:
       self._ledger.set_state(state)
     ahead, few = self._examples[self._next :], grain.ReadOptions(num_threads=1, prefetch_buffer_size=32)  # the training step wants the cores

@@ -32,11 +32,7 @@ def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int =
     totals[i] = [sample.meta["language"], 0.0, len(sample.text.encode()) - first_bytes]
   for at in range(0, len(windows), rows):  # one window a row, so that rows tell documents apart
     group = windows[at : at + rows]
-    packer = pack.Packer(spec)
-    for row, (_, example) in enumerate(group):
-      packer.used[:] = np.where(np.arange(rows) == row, 0, length)
-      packer.add(example)
-    nats = np.asarray(sums(params, packer.batch))
+    nats = np.asarray(sums(params, pack.lay_out([[example] for _, example in group], pack.empty(spec), 1)))
     for row, (i, _) in enumerate(group):
       totals[i][1] += float(nats[row]) / np.log(2)
   return {lang: np.array([t[1:] for t in totals.values() if t[0] == lang]) for lang in ("zh", "en")}

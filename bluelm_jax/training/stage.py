@@ -137,7 +137,8 @@ def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, c
   anyres = model_config.anyres if multimodal else None
   tokens_per_tile = model_config.tokens_per_tile if multimodal else 1
   spec = pack.PackSpec(
-      config.data.rows, config.data.length, groups, config.data.tile_slots, anyres.tile_size if anyres else 1, tokens_per_tile)
+      config.data.rows, config.data.length, groups, config.data.tile_slots, anyres.tile_size if anyres else 1, tokens_per_tile,
+      config.data.overlong)
   return spec, chat_lib.ChatFormat(tokenizer, anyres, tokens_per_tile)
 
 

@@ -170,7 +170,7 @@ def test_sources_report_tokens_and_epochs(tmp_path):
   values = it.get_stats()
   assert sum(v for k, v in values.items() if k.startswith("tokens/")) == tokens
   assert values["epoch/prose"] == 3.0 and values["epoch/talks"] > 0.5 and "epoch/made" not in values
-  assert values["tokens/made"] > 0 and it.get_state().keys() == {"next_index", "waiting", "tokens", "bad"}
+  assert values["tokens/made"] > 0 and it.get_state().keys() == {"next_index", "waiting", "overlong", "tokens", "bad"}
   assert len(json.dumps(it.get_state())) < 500
 
 
