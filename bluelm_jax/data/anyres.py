@@ -4,10 +4,10 @@ Relaxed aspect-ratio matching is BlueLM-V-3B's (arXiv 2411.10640, section 3.2); 
 LLaVA-NeXT's rule.
 """
 
-import cv2
 import einops
 import numpy as np
 
+from bluelm_jax.data import images
 from bluelm_jax.models.config import AnyResConfig
 
 _PAD = 127  # mid grey, close to 0 after normalisation
@@ -62,10 +62,8 @@ def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray,
 
 def _fit(image_HWC, rows, cols, size):
   w, h = fitted_size(image_HWC.shape[1], image_HWC.shape[0], rows, cols, size)
-  shrinks = w < image_HWC.shape[1]
-  resized = cv2.resize(image_HWC, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
   canvas = np.full((rows * size, cols * size, 3), _PAD, np.uint8)
-  canvas[:h, :w] = resized
+  canvas[:h, :w] = images.resize(image_HWC, w, h)
   return canvas
 
 

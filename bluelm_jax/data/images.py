@@ -4,6 +4,7 @@ import io
 import pathlib
 import warnings
 
+import cv2
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -53,6 +54,16 @@ def _pixels(image: Image.Image) -> np.ndarray:
   rgba = np.asarray(image.convert("RGBA"))
   alpha = rgba[..., 3:].astype(np.float32) / 255
   return (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+
+
+def resize(image_HWC: np.ndarray, width: int, height: int) -> np.ndarray:
+  """uint8 [height, width, 3]. A side that shrinks is averaged over areas, one that grows is interpolated (bicubic)."""
+  size = min(width, image_HWC.shape[1]), min(height, image_HWC.shape[0])
+  if size != image_HWC.shape[1::-1]:
+    image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
+  if size != (width, height):
+    image_HWC = cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_CUBIC)
+  return image_HWC
 
 
 def read(path) -> np.ndarray:

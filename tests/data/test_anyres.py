@@ -1,12 +1,12 @@
 """AnyRes: the published rule against independent code, and what tiling must preserve."""
 
-import cv2
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from bluelm_jax.data import anyres
+from bluelm_jax.data import images
 from bluelm_jax.models import presets
 from bluelm_jax.models.config import AnyResConfig
 
@@ -64,8 +64,7 @@ def test_tiles_put_together_are_the_image(width, height, thumbnail, seed):
   w, h = anyres.fitted_size(width, height, rows, cols, 32)
   assert w <= cols * 32 and h <= rows * 32 and (w == cols * 32 or h == rows * 32)
   assert abs(w / width - h / height) * min(width, height) <= 1 + 1e-9 or min(w, h) == 1  # aspect kept to a pixel
-  resized = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if w < width else cv2.INTER_CUBIC)
-  assert np.array_equal(canvas[:h, :w], resized)
+  assert np.array_equal(canvas[:h, :w], images.resize(image, w, h))
   assert (canvas[h:] == 127).all() and (canvas[:, w:] == 127).all()
   expected = [1 + r * 4 + c for r in range(rows) for c in range(cols)] if rows * cols > 1 else [0]
   assert places.tolist() == [0] * extra + expected

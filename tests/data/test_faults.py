@@ -171,7 +171,7 @@ def test_sources_report_tokens_and_epochs(tmp_path):
   assert sum(v for k, v in values.items() if k.startswith("tokens/")) == tokens
   assert values["epoch/prose"] == 3.0 and values["epoch/talks"] > 0.5 and "epoch/made" not in values
   assert values["tokens/made"] > 0 and it.get_state().keys() == {"next_index", "waiting", "overlong", "tokens", "bad"}
-  assert len(json.dumps(it.get_state())) < 500
+  assert len(json.dumps(it.get_state())) < 3000  # 128 examples wait at most
 
 
 @pytest.mark.parametrize("cap,want", [({"max_examples": 70}, 70), ({"max_examples": 70, "epochs": 1}, 40), ({"epochs": 2}, 80), ({"max_tokens": 10**9, "epochs": 1}, 40)])

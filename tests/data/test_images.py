@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import PIL
 from PIL import Image
@@ -61,6 +62,16 @@ def test_photographs_stand_upright(kind, orientation, turn):
   found = images.decode(encoded(Image.fromarray(stored), kind, exif=exif, **options))
   expected = turn(stored)
   assert found.shape == expected.shape and np.array_equal(found > 127, expected > 127)
+
+
+@pytest.mark.parametrize("width,height,steps", [
+    (7, 5, [(7, 5, cv2.INTER_AREA)]), (40, 60, [(40, 60, cv2.INTER_CUBIC)]), (20, 30, []),
+    (7, 60, [(7, 30, cv2.INTER_AREA), (7, 60, cv2.INTER_CUBIC)]), (20, 9, [(20, 9, cv2.INTER_AREA)])])
+def test_sides_that_shrink_are_averaged_and_those_that_grow_interpolated(width, height, steps):
+  image = expected = np.random.default_rng(0).integers(0, 255, (30, 20, 3)).astype(np.uint8)
+  for w, h, how in steps:
+    expected = cv2.resize(expected, (w, h), interpolation=how)
+  assert np.array_equal(images.resize(image, width, height), expected)
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
