@@ -75,6 +75,7 @@ def written(kind, root):
   return put(f"{root}/x{kind}", data[kind]())
 
 
+_name = lambda value: value if isinstance(value, str) else "data"  # of a parameter; bytes may hold the time
 KINDS = (".array_record", ".jsonl", ".json", ".parquet", ".tar", ".arrow")
 
 
@@ -167,7 +168,7 @@ def test_files_globs_and_directories(tmp_path):
     ("x.json", b'{"text": 1}', "is no list of records"), ("x.json", b'{"text": 1}\n{"text": 2}', "call it .jsonl"), ("x.json", b"[]", "holds no records"),
     ("x.parquet", b"hello", "is no Parquet file"), ("x.parquet", parquet(ROWS)[:-3], "is no Parquet file"), ("x.arrow", b"hello", "is no Arrow file"),
     ("x.arrow", b"", "is no Arrow file"), ("x.tar", b"hello" * 300, "is no tar file"), ("x.tar", gzip.compress(tar([("a.txt", b"x")])), "write it again, uncompressed"),
-    ("x.tar", TWO[:3500], "is no tar file"), ("x.tar", TWO[:2700], "is no tar file"), ("x.tar", TWO[:2600] + b"x" * 60 + TWO[2660:], "is no tar file"), ("x.array_record", b"hello" * 20_000, "is no ArrayRecord shard")])
+    ("x.tar", TWO[:3500], "is no tar file"), ("x.tar", TWO[:2700], "is no tar file"), ("x.tar", TWO[:2600] + b"x" * 60 + TWO[2660:], "is no tar file"), ("x.array_record", b"hello" * 20_000, "is no ArrayRecord shard")], ids=_name)
 def test_files_of_another_format(name, data, words, tmp_path):
   path = put(tmp_path / name, data)
   with pytest.raises(ValueError) as error:
@@ -178,7 +179,7 @@ def test_files_of_another_format(name, data, words, tmp_path):
 @pytest.mark.parametrize("name,data,words", [
     ("x.jsonl", b'{"text": "good"}\n{"text": "bad"\n', "record 1 is no JSON object"), ("x.jsonl", b'{"text": "good"}\n[1, 2]\n', "record 1 is no JSON object (is a list; a record is an object)"),
     ("x.jsonl", b'{"text": "good"}\n\xff\xfe"\n', "record 1 is no JSON object"), ("x.json", b'[{"text": "good"}, "x"]', "record 1 is a str"),
-    ("x.tar", tar([("a.txt", b"good"), ("b.txt", b"\xff\xfe")]), "record 1 "), ("x.tar", tar([("a.txt", b"good"), ("b.mp4", b"x")]), "record 1 has a member of kind 'mp4'")])
+    ("x.tar", tar([("a.txt", b"good"), ("b.txt", b"\xff\xfe")]), "record 1 "), ("x.tar", tar([("a.txt", b"good"), ("b.mp4", b"x")]), "record 1 has a member of kind 'mp4'")], ids=_name)
 def test_a_damaged_record_is_named(name, data, words, tmp_path):
   records = sources.Records(put(tmp_path / name, data))
   assert records[0].text == "good"
