@@ -1,5 +1,6 @@
 """Data files by path, glob, directory or URL: local disks and gs:// alike, through fsspec."""
 
+import functools
 import json
 import os
 import pathlib
@@ -53,6 +54,7 @@ def _directory(fs, inner: str, path: str) -> list[str]:
   return found
 
 
+@functools.lru_cache(1024)  # a record of a large file would cost mostly this
 def _filesystem(path: str):
   """(filesystem, path within it)."""
   if path.startswith("assets/"):
