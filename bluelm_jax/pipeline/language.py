@@ -27,7 +27,8 @@ def detect(text: str) -> tuple[str, float]:
   share = han_share(text)
   if share > 0.3 and len(_KANA_HANGUL.findall(text)) < 0.02 * share * len(text):
     return "zh", 1.0
-  text = text[:_READ].replace("\n", " ")
+  start = max(len(text) - _READ, 0) // 3  # pages begin with navigation
+  text = text[start : start + _READ].replace("\n", " ")
   words = text.split()
   if text.isascii() and sum(map(_ENGLISH.__contains__, words)) >= max(0.1 * len(words), 3):
     return "en", 1.0

@@ -8,4 +8,5 @@ from apache_beam.runners.worker import sdk_worker_main
 
 if __name__ == "__main__":
   logging.disable(logging.INFO)
+  logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)  # it warns of a folder that only containers have
   sdk_worker_main.main(sys.argv)

@@ -59,7 +59,7 @@ def test_prose_breaks_no_rule(text, code):
 
 @pytest.mark.parametrize("text, code, rule", [
     ("Too short.", "en", "gopher_length"), ("太短。", "zh", "gopher_length"), (ENGLISH.replace(" ", ""), "en", "gopher_length"), ("a b c d " * 40, "en", "gopher_word_length"),
-    ("1234 $$$$ " * 40, "en", "gopher_letters"), (CHINESE + "abc def ghi " * 40, "zh", "gopher_letters"), ("river valley mill town bank " * 20, "en", "gopher_stop_words"),
+    ("1234 $$$$ " * 40, "en", "gopher_letters"), (ENGLISH + " 1234" * 40, "en", "gopher_letters"), (CHINESE + "abc def ghi " * 40, "zh", "gopher_letters"), ("river valley mill town bank " * 20, "en", "gopher_stop_words"),
     ("河山谷磨坊船鸭水" * 20, "zh", "gopher_stop_words"), (ENGLISH + " #tag #word" * 20, "en", "gopher_symbols"), ("\n".join(f"- {s}" for s in ENGLISH.split(". ")), "en", "gopher_bullets"),
     (ENGLISH.replace(".", "...\n"), "en", "gopher_ellipses")])
 def test_gopher(text, code, rule):

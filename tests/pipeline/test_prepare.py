@@ -19,6 +19,7 @@ pytest.importorskip("apache_beam")
 from bluelm_jax.data import sources
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import run
+from bluelm_jax.pipeline import stages
 from bluelm_jax.pipeline.ingest import read
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -125,6 +126,19 @@ def test_a_second_run_does_nothing_and_a_changed_config_only_what_follows(folder
   before = _times(tmp_path)
   run.run(c, str(tmp_path), ONE)
   assert {p.parent.name for p, t in _times(tmp_path).items() if before.get(p) != t} == {"ingest", "clean", "dedup", "select", "write"}
+
+
+def test_a_finished_block_is_not_done_again_and_a_half_written_one_is(tmp_path):
+  stage = stages.Stage(f"{tmp_path}/clean", "some key")
+  assert not stage.open()
+  (tmp_path / "clean" / "b.json.half.part").write_bytes(b"{")
+  done = []
+  for name in ("a", "a", "b"):
+    stages.finish(stage, name, lambda: done.append(name) or {"documents": 1})
+  assert done == ["a", "b"] and not stage.open() and not list((tmp_path / "clean").glob("*.part"))
+  stages.mark(["b", "a"], stage)
+  assert stage.open() and list(stage.counts()) == ["a", "b"]
+  assert not stages.Stage(stage.folder, "another key").open() and not (tmp_path / "clean" / "a.json").exists()
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(made, folder, tmp_path):
