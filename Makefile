@@ -20,6 +20,8 @@ bench: .venv/dev
 	$(BIN)/python -m tests.bench.train_step
 	$(BIN)/python -m tests.bench.attention_cpu
 	$(BIN)/python -m tests.bench.pipeline
+	$(BIN)/python -m tests.bench.packing
+	$(BIN)/python -m tests.bench.images
 
 .venv/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

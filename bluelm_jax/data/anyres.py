@@ -52,18 +52,20 @@ def tile_image(image_HWC: np.ndarray, config: AnyResConfig) -> tuple[np.ndarray,
   height, width = image_HWC.shape[:2]
   rows, cols = select_grid(width, height, config)
   size = config.tile_size
-  canvas = _fit(image_HWC, rows, cols, size)
-  tiles = einops.rearrange(canvas, "(r h) (c w) rgb -> (r c) h w rgb", r=rows, c=cols)
+  w, h = fitted_size(width, height, rows, cols, size)
+  resized = images.resize(image_HWC, w, h)
+  tiles = einops.rearrange(_canvas(resized, rows, cols, size), "(r h) (c w) rgb -> (r c) h w rgb", r=rows, c=cols)
   places = (1 + np.arange(rows)[:, None] * config.max_cols + np.arange(cols)).reshape(-1) * (rows * cols > 1)
   if config.thumbnail and rows * cols > 1:
-    tiles, places = np.concatenate([_fit(image_HWC, 1, 1, size)[None], tiles]), np.concatenate([[0], places])
+    source = resized if w < width else image_HWC  # averages of averages are as good, and sooner made
+    small = images.resize(source, *fitted_size(width, height, 1, 1, size))
+    tiles, places = np.concatenate([_canvas(small, 1, 1, size)[None], tiles]), np.concatenate([[0], places])
   return tiles, (rows, cols), places.astype(np.int32)
 
 
-def _fit(image_HWC, rows, cols, size):
-  w, h = fitted_size(image_HWC.shape[1], image_HWC.shape[0], rows, cols, size)
+def _canvas(image_HWC, rows, cols, size):
   canvas = np.full((rows * size, cols * size, 3), _PAD, np.uint8)
-  canvas[:h, :w] = images.resize(image_HWC, w, h)
+  canvas[: image_HWC.shape[0], : image_HWC.shape[1]] = image_HWC
   return canvas
 
 

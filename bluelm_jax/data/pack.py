@@ -27,7 +27,9 @@ from bluelm_jax.data.rows import fill_row
 
 
 _HOPELESS = 1000  # examples dropped for one batch before we say so
-WINDOWS = (32, 128)  # examples among which those of a row are chosen: the second number where the first does not fill it
+# What a row is chosen from: examples, and rows full of tokens. The second where the first does not fill it.
+WINDOWS = ((32, 1.25), (128, 2.5))
+_CANDIDATES = 1024  # of a list of examples
 _FILLED = 0.995  # of a row's tokens
 _CHUNK = 16  # examples that a reader process sends at once
 
@@ -40,7 +42,7 @@ class PackSpec:
     rows: B.
     length: S, tokens.
     groups: R; rows // groups rows share the tiles of their group, which one data-parallel rank holds.
-    tile_slots: T; 0 for text only. Above what the data need by 2 or 3 %: with fewer, rows stay partly empty.
+    tile_slots: T; 0 for text only. About 3 % above what full rows of the data need: with fewer, rows stay partly empty.
     tile_size: pixels a side.
     tokens_per_tile: N.
     overlong: a name of `overlong.POLICIES`.
@@ -100,19 +102,19 @@ def lay_out(rows: Sequence[Sequence[Example]], b: PackedBatch, tokens_per_tile: 
   return b
 
 
-def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callable[[int], None] = lambda window: None) -> list[list[Example]]:
+def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callable[[int, float], None] = lambda *window: None) -> list[list[Example]]:
   """Takes the rows of a batch from those that wait, (any key, Example) in order of precedence, and deals them to the groups.
 
   Args:
-    read: called with a number of examples; appends to `waiting` until as many wait.
+    read: called with numbers of examples and of tokens; appends to `waiting` until it holds both.
   """
   rows, loads = [], []
   for _ in range(spec.groups):
     slots = spec.tile_slots
     for left in range(spec.rows // spec.groups, 0, -1):
-      for window in WINDOWS:
-        read(window)
-        among = _spread(len(waiting))
+      for examples, full in WINDOWS:
+        read(examples, full * spec.length)
+        among = range(len(waiting)) if len(waiting) <= _CANDIDATES else np.linspace(0, len(waiting) - 1, _CANDIDATES).astype(int)
         n_E, t_E = [len(waiting[i][1].tokens) for i in among], [len(waiting[i][1].tiles) for i in among]
         chosen = fill_row(n_E, t_E, spec.length, slots, slots / left)
         n, t = [n_E[i] for i in chosen], sum(t_E[i] for i in chosen)
@@ -124,11 +126,6 @@ def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callab
       loads.append((sum(n), sum(x * x for x in n), t))
       slots -= t
   return [rows[i] for i in balance.assign(np.array(loads, float), spec.groups, spec.tile_slots)]
-
-
-def _spread(count: int) -> Sequence[int]:
-  """Of the first `count` indices as many as the largest window has, the first and last among them."""
-  return range(count) if count <= WINDOWS[-1] else np.linspace(0, count - 1, WINDOWS[-1]).astype(int)
 
 
 def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
@@ -171,9 +168,10 @@ class PackIterator:
         self._ledger.placed(example)
     return lay_out(rows, batch, self._spec.tokens_per_tile)
 
-  def _read(self, window: int) -> None:
-    """Reads on until as many examples wait, or the data end."""
-    while len(self._waiting) < window and (example := next(self._reader, None)) is not None:
+  def _read(self, examples: int, tokens: float) -> None:
+    """Reads on until as many examples and tokens wait, or the data end."""
+    missing = tokens - sum(len(e.tokens) for _, e in self._waiting)
+    while (len(self._waiting) < examples or missing > 0) and (example := next(self._reader, None)) is not None:
       self._next += 1
       if isinstance(example, faults.Bad):
         if self._ledger is None:
@@ -182,6 +180,7 @@ class PackIterator:
         continue
       found = pieces(example, self._spec)
       self._waiting += [((self._next - 1, number), piece) for number, piece in enumerate(found)]
+      missing -= sum(len(piece.tokens) for piece in found)
       self._counts["cut"] += bool(found) and found[0] is not example
       self._counts["dropped"] += not found
       self._vain = 0 if found else self._vain + 1

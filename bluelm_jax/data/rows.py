@@ -5,16 +5,12 @@ import math
 from typing import Sequence
 
 _RESOLUTION = 2048  # longer rows are counted in units of several tokens
-_IMAGES = 32  # waiting examples with images that a row considers; each makes the sums many
+_IMAGES = 8  # examples with images from which a row's are chosen, for each that it should have; they make the sums many
 _TILE_WEIGHT = 0.05  # to miss all tiles that a row should have is as bad as this share of it in padding
 
 
 def fill_row(n_E: Sequence[int], t_E: Sequence[int], length: int, slots: int, aim: float) -> list[int]:
   """The examples that fill a row best: the first that fits, and those that bring its tokens closest to `length`.
-
-  Minimum bin slack with one item fixed (Gupta and Ho, Production Planning & Control 10(6), 1999), over two sizes and
-  exact but for the resolution. The sums in reach are one integer: bit t * stride + n stands for n units of tokens and t
-  units of tiles.
 
   Args:
     n_E: tokens of each example, by precedence: of sums equally good one of earlier examples is taken.
@@ -26,7 +22,22 @@ def fill_row(n_E: Sequence[int], t_E: Sequence[int], length: int, slots: int, ai
   Returns:
     indices in rising order; empty if no example fits.
   """
-  first = next((i for i, (n, t) in enumerate(zip(n_E, t_E)) if n <= length and t <= slots), None)
+  chosen = more = _subset(range(len(n_E)), n_E, t_E, length, slots, aim)
+  while more:  # what counting in units has left empty: text for it, counted in smaller ones
+    length -= sum(n_E[i] for i in more)
+    taken = set(chosen)
+    more = _subset([i for i, n in enumerate(n_E) if n <= length and not t_E[i] and i not in taken], n_E, t_E, length, 0, 0.0)
+    chosen = chosen + more
+  return sorted(chosen)
+
+
+def _subset(of: Sequence[int], n_E, t_E, length: int, slots: int, aim: float) -> list[int]:
+  """Minimum bin slack with one item fixed (Gupta and Ho, Production Planning & Control 10(6), 1999), over two sizes.
+
+  Exact but for the resolution. The sums in reach are one integer: bit t * stride + n stands for n units of tokens and t
+  units of tiles.
+  """
+  first = next((i for i in of if n_E[i] <= length and t_E[i] <= slots), None)
   if first is None:
     return []
   slots = min(slots, max(math.ceil(2 * aim), t_E[first]))
@@ -34,13 +45,16 @@ def fill_row(n_E: Sequence[int], t_E: Sequence[int], length: int, slots: int, ai
   unit = -(-length // _RESOLUTION)
   room, most = length // unit, slots // tiles
   stride = 2 * room + 1  # a sum of two is masked before it can reach the next tile's bits
+  if -(-n_E[first] // unit) > room:  # it is the row
+    return [first]
   size_E = [t // tiles * stride - (-n // unit) for n, t in zip(n_E, t_E)]
   goal = min(round(aim / tiles), most) * stride + room
   mask = _mask(room, stride, most)
   reach, items, before = 1 << size_E[first], [], []
   room_left, slots_left = length - n_E[first], slots - t_E[first]
-  fitting = [i for i, n in enumerate(n_E) if n <= room_left and i != first]
-  images = [i for i in fitting if 0 < t_E[i] <= slots_left][:_IMAGES]
+  fitting = [i for i in of if n_E[i] <= room_left and i != first]
+  images = [i for i in fitting if 0 < t_E[i] <= slots_left]
+  images = images[: max(_IMAGES, round(_IMAGES * aim * len(images) / max(sum(t_E[i] for i in images), 1)))]
   for i in [i for i in fitting if not t_E[i]] + images:  # text first: until the first image the integer is short
     if reach >> goal & 1:
       break
@@ -57,7 +71,7 @@ def fill_row(n_E: Sequence[int], t_E: Sequence[int], length: int, slots: int, ai
     if not without >> at & 1:
       chosen.append(i)
       at -= size_E[i]
-  return sorted(chosen)
+  return chosen
 
 
 @functools.lru_cache(maxsize=1024)

@@ -90,9 +90,10 @@ def _screen(sample: Sample) -> np.ndarray:
     return images.decode(sample.images[0], sample.source)
 
 
-def _pictures(sample: Sample) -> list[np.ndarray]:
+def _pictures(sample: Sample, chat: ChatFormat) -> list[np.ndarray]:
+  enough = chat.anyres.canvas if chat.anyres else None
   with faults.of("image"):
-    return [images.decode(data, f"its image {i}") for i, data in enumerate(sample.images)]
+    return [images.decode(data, f"its image {i}", enough) for i, data in enumerate(sample.images)]
 
 
 def documents(paths, chat: ChatFormat, length: int, seed: int, source: int) -> Source:
@@ -102,7 +103,7 @@ def documents(paths, chat: ChatFormat, length: int, seed: int, source: int) -> S
     if not sample.text:
       raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
     if sample.images:
-      return chat.document(sample.text.split(forms.MARK), _pictures(sample), length, rng, source)
+      return chat.document(sample.text.split(forms.MARK), _pictures(sample, chat), length, rng, source)
     ids = np.asarray([*chat.tokenizer.encode(sample.text), chat.tokenizer.end_id], np.int32)
     start = int(rng.integers(max(len(ids) - length, 1)))
     return text_example(ids[start : start + length + 1], chat, source)
@@ -117,14 +118,14 @@ def conversations(paths, chat: ChatFormat, seed: int, source: int) -> Source:
     del rng  # nothing is drawn
     if not sample.messages or "chosen" in sample.meta:
       raise faults.Fault("record", f"is no conversation ({sample.source}); give conversations, or another kind of source")
-    return chat.example(with_pictures(sample), source)
+    return chat.example(with_pictures(sample, chat), source)
 
   return _examples(paths, build, seed, source)
 
 
-def with_pictures(sample: Sample) -> list[dict]:
-  """The messages of a sample with its images decoded, as ChatFormat takes them."""
-  messages, pictures = forms.turns(sample.messages), _pictures(sample)
+def with_pictures(sample: Sample, chat: ChatFormat) -> list[dict]:
+  """The messages of a sample with its images decoded, as `chat` takes them."""
+  messages, pictures = forms.turns(sample.messages), _pictures(sample, chat)
   places = [p for m in messages if isinstance(m["content"], list) for p in m["content"] if p["type"] == "image"]
   if len(places) != len(pictures):
     raise faults.Fault("conversation", f"shows {len(places)} images and has {len(pictures)}; give one for each")
@@ -135,7 +136,7 @@ def with_pictures(sample: Sample) -> list[dict]:
 
 def preference(sample: Sample, chat: ChatFormat) -> tuple[Example, Example]:
   """The chosen and the rejected answer to one prompt; loss lies on the answers alone."""
-  prompt = with_pictures(sample)
+  prompt = with_pictures(sample, chat)
   return tuple(chat.example([*prompt, *sample.meta[k]], loss_from=len(prompt)) for k in ("chosen", "rejected"))
 
 

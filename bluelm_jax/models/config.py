@@ -103,6 +103,11 @@ class AnyResConfig:
   alpha: float = 0.1
   thumbnail: bool = False
 
+  @property
+  def canvas(self) -> tuple[int, int]:
+    """(width, height) in pixels of the largest grid."""
+    return self.max_cols * self.tile_size, self.max_rows * self.tile_size
+
 
 @dataclasses.dataclass(frozen=True)
 class BlueLMConfig:

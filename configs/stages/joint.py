@@ -12,7 +12,7 @@ def get_config(size: str = "miniature"):
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
   c.steps = 1210
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 248, 12_000
+    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 256, 12_000
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01

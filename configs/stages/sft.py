@@ -12,7 +12,7 @@ def get_config(size: str = "miniature"):
   c.data.rows, c.data.length, c.data.tile_slots = 4, 336, 12  # two screens a row
   c.steps = 900
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 280, 4000
+    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 292, 4000
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01

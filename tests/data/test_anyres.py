@@ -70,6 +70,16 @@ def test_tiles_put_together_are_the_image(width, height, thumbnail, seed):
   assert places.tolist() == [0] * extra + expected
 
 
+@pytest.mark.parametrize("width,height", [(300, 200), (130, 170), (90, 40), (40, 40)])
+def test_the_thumbnail_shows_the_whole_image(width, height):
+  smooth = images.resize(np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8), width, height)
+  tiles, (rows, cols), _ = anyres.tile_image(smooth, AnyResConfig(32, 3, 4, thumbnail=True))
+  w, h = anyres.fitted_size(width, height, 1, 1, 32)
+  assert len(tiles) == rows * cols + 1
+  assert np.abs(tiles[0, :h, :w].astype(int) - images.resize(smooth, w, h)).mean() < 2
+  assert (tiles[0, h:] == 127).all() and (tiles[0, :, w:] == 127).all()
+
+
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(st.integers(4, 600), st.integers(4, 600), st.booleans())
 def test_token_boxes_tile_the_canvas(width, height, thumbnail):

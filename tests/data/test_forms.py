@@ -54,7 +54,7 @@ def text(t):
 def test_conversations(record, messages, images):
   found = forms.sample(record, "x.jsonl")
   assert (list(found.messages), found.images, found.text) == (messages, images, "")
-  CHAT.example(sources.with_pictures(found))
+  CHAT.example(sources.with_pictures(found, CHAT))
   assert sample_lib.decode(sample_lib.encode(found)) == found  # lies in a shard as it is
 
 
@@ -133,7 +133,7 @@ def test_nothing_but_a_fault_comes_of_strange_records(record):
   try:
     found = forms.sample(record, "x.jsonl")
     if found.messages and "chosen" not in found.meta:
-      sources.with_pictures(found)
+      sources.with_pictures(found, CHAT)
   except ValueError as e:
     assert "\n" not in str(e)
 

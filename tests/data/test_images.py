@@ -66,12 +66,24 @@ def test_photographs_stand_upright(kind, orientation, turn):
 
 @pytest.mark.parametrize("width,height,steps", [
     (7, 5, [(7, 5, cv2.INTER_AREA)]), (40, 60, [(40, 60, cv2.INTER_CUBIC)]), (20, 30, []),
-    (7, 60, [(7, 30, cv2.INTER_AREA), (7, 60, cv2.INTER_CUBIC)]), (20, 9, [(20, 9, cv2.INTER_AREA)])])
+    (7, 60, [(7, 30, cv2.INTER_AREA), (7, 60, cv2.INTER_CUBIC)]), (20, 9, [(20, 9, cv2.INTER_AREA)]),
+    (19, 27, [(19, 27, cv2.INTER_CUBIC)]), (10, 27, [(10, 30, cv2.INTER_AREA), (10, 27, cv2.INTER_CUBIC)])])
 def test_sides_that_shrink_are_averaged_and_those_that_grow_interpolated(width, height, steps):
   image = expected = np.random.default_rng(0).integers(0, 255, (30, 20, 3)).astype(np.uint8)
   for w, h, how in steps:
     expected = cv2.resize(expected, (w, h), interpolation=how)
   assert np.array_equal(images.resize(image, width, height), expected)
+
+
+@pytest.mark.parametrize("enough,size", [
+    (None, (800, 600)), ((800, 800), (800, 600)), ((401, 900), (800, 600)), ((400, 300), (400, 300)), ((400, 400), (400, 300)), ((399, 700), (800, 600)),
+    ((300, 300), (400, 300)), ((150, 150), (200, 150)), ((10, 10), (100, 75))])
+def test_a_photograph_is_decoded_as_large_as_it_is_needed(enough, size):
+  smooth = cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8), (800, 600), interpolation=cv2.INTER_CUBIC)
+  found = images.decode(encoded(Image.fromarray(smooth), "JPEG", quality=95), enough=enough)
+  assert found.shape[1::-1] == size
+  assert np.abs(found.astype(int) - cv2.resize(smooth, size, interpolation=cv2.INTER_AREA)).mean() < 2
+  assert np.array_equal(images.decode(encoded(Image.fromarray(smooth)), enough=enough), smooth)  # other formats are whole
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

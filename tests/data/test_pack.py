@@ -142,7 +142,12 @@ def test_every_example_is_seen_once_and_soon():
     dropped = set(range(it.get_state()["next_index"])) - set(seen) - waiting
     assert len(dropped) == it.get_stats()["overlong/dropped"]
     order = np.array(seen)
-    assert np.abs(np.searchsorted(np.sort(order), order) - np.arange(len(order))).max() < 2 * pack.WINDOWS[-1]
+    assert np.abs(np.searchsorted(np.sort(order), order) - np.arange(len(order))).max() < 2 * pack.WINDOWS[-1][0]
+
+
+def test_rows_of_very_many_examples_are_filled():
+  it = pack.PackIterator(grain.MapDataset.range(1 << 20).map(lambda i: example(i, 3 + i % 5, 0, np.random.default_rng(i))), pack.PackSpec(2, 4096))
+  assert min((next(it).segment_ids > 0).mean() for _ in range(3)) > 0.99
 
 
 def test_rows_and_ranks_are_filled_alike():

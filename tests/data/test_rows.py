@@ -5,6 +5,7 @@ import itertools
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 
 from bluelm_jax.data import rows
 
@@ -44,6 +45,24 @@ def test_long_rows_are_filled_to_a_few_tokens_and_never_beyond():
     n = np.clip(rng.lognormal(np.log(1500), 1.2, 40).astype(int), 8, 32768).tolist()
     total = sum(n[i] for i in rows.fill_row(n, [0] * 40, 32768, 0, 0))
     assert 0.985 * 32768 < total <= 32768
+
+
+@pytest.mark.parametrize("length", [4095, 4097, 5000, 6145])
+def test_lengths_that_are_no_whole_units(length):
+  assert rows.fill_row([length, 1], [0, 0], length, 0, 0) == [0]
+  assert rows.fill_row([length + 1, length - 1, 2, 1], [0] * 4, length, 0, 0) == [1, 3]
+
+
+def test_what_units_leave_empty_is_filled():
+  """819 examples of 3 to 7 tokens, which rounding up to units of 2 would make 12 % longer."""
+  n = [3 + i % 5 for i in range(1000)]
+  assert sum(n[i] for i in rows.fill_row(n, [0] * 1000, 4096, 0, 0)) == 4096
+
+
+def test_rows_of_very_many_images():
+  n, t = [70 + i % 7 for i in range(600)], [1 - i % 2 for i in range(600)]
+  chosen = rows.fill_row(n, t, 32768, 250, 200.0)
+  assert sum(n[i] for i in chosen) > 0.999 * 32768 and abs(sum(t[i] for i in chosen) - 200) < 10
 
 
 def test_tiles_come_as_they_are_aimed_at():
