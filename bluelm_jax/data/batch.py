@@ -43,6 +43,7 @@ class PackedBatch(NamedTuple):
     vision_index: int32 [B, S], which visual token of its own group a position takes; -1 for text.
     tile_places: int32 [R, T], where each tile lies in its image: 0 = all of it, 1.. = a cell of the
       largest grid, row by row. An adapter without a tile table does not read it.
+    sources: int32 [B, S], index of the source in the mixture, by which losses are told apart; 0 on padding too.
   """
 
   tokens: np.ndarray
@@ -52,4 +53,5 @@ class PackedBatch(NamedTuple):
   positions: np.ndarray
   tiles: np.ndarray
   vision_index: np.ndarray
-  tile_places: np.ndarray | None = None
+  tile_places: np.ndarray
+  sources: np.ndarray

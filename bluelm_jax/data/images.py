@@ -16,7 +16,10 @@ MAX_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # others may start programs of their own
 _SHRINKS = 1.2  # from here on averages of areas are nearer to what Lanczos and Pillow's filters give of a screen's text
 _ORIENTATION = 0x0112  # in EXIF
+_PLAIN = ("JPEG", "PNG", "WEBP")  # decoded by OpenCV, which is up to twice as fast as Pillow
+_REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 1: 0}  # the size alone
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd metadata; what matters is refused below
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # as well
 
 
 def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = None) -> np.ndarray:
@@ -25,7 +28,7 @@ def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = No
   Args:
     name: of the image in errors.
     enough: a (width, height) into which the image will be fitted, with its aspect kept: a JPEG is decoded at a half, a
-      quarter or an eighth of its size, which is quicker, if that is not smaller.
+      quarter or an eighth of its size, which is quicker, if that is not smaller. (math.inf, n) leaves n pixels a side.
 
   Raises:
     ValueError: not an image, pixels of another kind, or a size outside the limits (checked before any pixel is decoded).
@@ -46,13 +49,25 @@ def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = No
         f"{name} is {width}x{height} pixels; scale it to at most {MAX_SIDE} a side and {MAX_PIXELS // 10**6} megapixels")
   if image.mode in ("F", "I"):
     raise ValueError(f"{name} has 32-bit pixels; save it as an 8-bit PNG")
+  part = 1
   if enough and image.format == "JPEG":
     scale = max(min(w / width, h / height) for w, h in (enough, enough[::-1]))  # it may lie on its side
-    image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+    part = next(n for n in _REDUCED if scale <= 1 / n or n == 1)
   try:
+    if image.format in _PLAIN and image.mode == "RGB" and not image.has_transparency_data and not getattr(image, "is_animated", False):
+      return _plain(data, math.ceil(width / part), math.ceil(height / part), _REDUCED[part])
+    if part > 1:
+      image.draft(None, (width // part, height // part))
     return _pixels(image)
   except Exception as e:
     raise ValueError(f"{name} is damaged and cannot be decoded; save it again as PNG") from e
+
+
+def _plain(data: bytes, width: int, height: int, reduced: int) -> np.ndarray:
+  found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | reduced)  # turns it upright
+  if found is None or found.shape[:2] not in ((height, width), (width, height)):
+    raise ValueError("damaged")
+  return found
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

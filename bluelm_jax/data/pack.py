@@ -80,6 +80,7 @@ def empty(spec: PackSpec) -> PackedBatch:
       tiles=np.zeros((s.groups, s.tile_slots, s.tile_size, s.tile_size, 3), np.uint8),
       vision_index=np.full((s.rows, s.length), -1, np.int32),
       tile_places=np.zeros((s.groups, s.tile_slots), np.int32),
+      sources=np.zeros((s.rows, s.length), np.int32),
   )
 
 
@@ -94,6 +95,7 @@ def lay_out(rows: Sequence[Sequence[Example]], b: PackedBatch, tokens_per_tile: 
       b.tokens[row, at], b.targets[row, at], b.loss_weights[row, at] = e.tokens, e.targets, e.loss_weights
       b.segment_ids[row, at] = segment
       b.positions[row, at] = np.arange(n)
+      b.sources[row, at] = e.source
       if t:
         b.vision_index[row, at] = np.where(e.vision_index >= 0, e.vision_index + first * tokens_per_tile, -1)
         b.tiles[group, slots], b.tile_places[group, slots] = e.tiles, e.tile_places

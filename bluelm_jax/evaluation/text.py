@@ -1,6 +1,7 @@
 """Held-out text: bits per byte, and reasoning with and without thought."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bluelm_jax.data import pack
@@ -18,7 +19,7 @@ def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int =
   The first token of a window is given, so its bytes are not counted.
   """
   shard = sources.read_shard(path)
-  sums = jax.jit(lambda p, b: state.row_losses(model, p, b))
+  sums = jax.jit(lambda p, b: jnp.sum(state.token_losses(model, p, b), axis=1))
   spec = pack.PackSpec(rows, length, tile_size=chat.anyres.tile_size if chat.anyres else 1)
   windows, totals = [], {}
   for i in range(len(shard)):

@@ -102,7 +102,7 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
         metrics.start(step)
         first = False
       if step % config.log_every == 0 or step == last:
-        _log(metrics, step, jax.device_get(pending), spec, batches.get_stats())
+        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), batches.get_stats())
         pending = []
       if step % config.checkpoint_every == 0 or step == last:
         _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
@@ -110,14 +110,14 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
   metrics.close()
 
 
-def _log(metrics, step, values, spec, of_sources):
-  """Averages loss over tokens, not over steps; beside it stands what the sources have given until now."""
-  sums = {k: float(np.sum([v[k] for v in values])) for k in values[0]}
+def _log(metrics, step, values, spec, names, of_sources):
+  """Averages loss over tokens, not over steps, all and by source; beside it stands what the sources have given until now."""
+  sums = {k: np.sum([v[k] for v in values], axis=0, dtype=np.float64) for k in values[0]}
   _refuse_broken(step, values)
-  loss = float(np.sum([v["loss"] * v["loss_tokens"] for v in values])) / max(sums["loss_tokens"], 1.0)
+  by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
   scalars = {
-      "loss": loss, "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **of_sources}
+      "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
+      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
   metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
 
 
@@ -204,7 +204,7 @@ def _describe(workdir, model_config, tokenizer, companions) -> None:
 
 def jit_step(config, model, tx, shardings: state_lib.TrainState):
   """The stage's train step, compiled at its first call; the state stays where `shardings` say."""
-  step = state_lib.make_train_step(model, tx, config.objective, config.layout)
+  step = state_lib.make_train_step(model, tx, len(config.data.sources), config.objective, config.layout)
   kind = shardings.step.mesh.devices.flat[0].device_kind
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
 

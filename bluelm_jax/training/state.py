@@ -16,7 +16,7 @@ from bluelm_jax.sharding import rules
 from bluelm_jax.training import optimizer as optimizer_lib
 
 
-_BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index")
+_BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index", "sources")
 
 
 class TrainState(NamedTuple):
@@ -54,8 +54,8 @@ def apply_batch(model, params, batch: PackedBatch):
   return model.apply({"params": params}, batch.tokens, **kwargs)
 
 
-def row_losses(model, params, batch: PackedBatch, objective: str = "lm"):
-  """Weighted negative log-likelihood in nats of every row, float32 [B].
+def token_losses(model, params, batch: PackedBatch, objective: str = "lm"):
+  """Weighted negative log-likelihood in nats of every target, float32 [B, S].
 
   "lm" predicts the next token. "dense" reads the targets as names of the visual tokens themselves, so
   that positions hold no text and the decoder's layers are left out.
@@ -64,35 +64,38 @@ def row_losses(model, params, batch: PackedBatch, objective: str = "lm"):
     logits_BSV = model.apply({"params": params}, batch.tiles, batch.vision_index, batch.tile_places, method="name_visual_tokens")
   else:
     logits_BSV = apply_batch(model, params, batch)
-  log_probs_BS = token_log_probs(logits_BSV, batch.targets)
-  return -jnp.sum(log_probs_BS * batch.loss_weights, axis=1)
+  return -token_log_probs(logits_BSV, batch.targets) * batch.loss_weights
 
 
-def loss_sums(model, params, batch: PackedBatch, objective: str = "lm"):
-  """(sum of weighted negative log-likelihood in nats, sum of weights)."""
-  return jnp.sum(row_losses(model, params, batch, objective)), jnp.sum(batch.loss_weights)
+def by_source(values_BS, batch: PackedBatch, sources: int):
+  """Sums of values over the tokens of each source, float32 [sources]."""
+  return jnp.stack([jnp.sum(jnp.where(batch.sources == i, values_BS, 0.0)) for i in range(sources)])
 
 
-def make_train_step(model, tx: optax.GradientTransformation, objective: str = "lm", layout: str = "none"):
+def make_train_step(model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none"):
   """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count.
 
   Args:
+    sources: of the mixture; "loss_sums" and "loss_weights" in the metrics, float32 [sources], are theirs.
     layout: of rows over context ranks, a name of `kernels.attention.layouts`.
   """
 
   def step(state: TrainState, batch: PackedBatch):
     batch = arrange(batch, layout)
+    count = jnp.sum(batch.loss_weights)
 
     def loss_fn(trainable):
-      total, count = loss_sums(model, optimizer_lib.merge(trainable, state.frozen), batch, objective)
-      return total / jnp.maximum(count, 1.0), count
+      losses_BS = token_losses(model, optimizer_lib.merge(trainable, state.frozen), batch, objective)
+      return jnp.sum(losses_BS) / jnp.maximum(count, 1.0), losses_BS
 
-    (loss, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+    (loss, losses_BS), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {
         "loss": loss,
         "loss_tokens": count,
+        "loss_sums": by_source(losses_BS, batch, sources),
+        "loss_weights": by_source(batch.loss_weights, batch, sources),
         "tokens": jnp.sum(batch.segment_ids > 0),
         "image_tokens": jnp.sum(batch.vision_index >= 0),
         "grad_norm": optax.tree.norm(grads),

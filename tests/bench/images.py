@@ -10,6 +10,7 @@ photographs whole, where ours for AnyRes asks the JPEG decoder for half or a qua
 """
 
 import io
+import math
 import sys
 import time
 
@@ -74,7 +75,7 @@ def normalise(tiles: np.ndarray) -> np.ndarray:
 
 def sides(data: bytes) -> dict[str, dict]:
   """Task -> name -> function that returns the tiles."""
-  ours = {"one square": lambda: tiling.fixed(images.decode(data), 384)[0], "AnyRes": lambda: anyres.tile_image(images.decode(data, enough=ANYRES.canvas), ANYRES)[0]}
+  ours = {"one square": lambda: tiling.fixed(images.decode(data, enough=(math.inf, 384)), 384)[0], "AnyRes": lambda: anyres.tile_image(images.decode(data, enough=ANYRES.canvas), ANYRES)[0]}
   tasks = {task: {"ours": run, "ours, normalised": lambda run=run: normalise(run())} for task, run in ours.items()}
   tasks["AnyRes"]["ours, BlueLM's rule"] = lambda: anyres.tile_image(images.decode(data, enough=BLUELM.canvas), BLUELM)[0]
   pinpoints = [[r * SIZE, c * SIZE] for r in range(1, GRID + 1) for c in range(1, GRID + 1)]

@@ -51,7 +51,7 @@ def ours(model, config, flat, batches, mesh):
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   trainable = jax.tree.map(jnp.array, flat)
   holder = [state_lib.TrainState(jnp.int32(0), trainable, {}, tx.init(trainable))]
-  step = jax.jit(state_lib.make_train_step(model, tx), donate_argnums=0)
+  step = jax.jit(state_lib.make_train_step(model, tx, len(config.data.sources)), donate_argnums=0)
   put = functools.partial(stage.put_batch, sharding=rules.batch_sharding(mesh))
 
   def run(steps=STEPS):

@@ -34,6 +34,20 @@ def test_grey_palette_and_sixteen_bits_become_rgb():
   assert np.array_equal(images.decode(encoded(Image.fromarray(deep)))[..., 0], grey)
 
 
+def test_colours_of_sixteen_bits_lose_the_lower_eight():
+  deep = np.random.default_rng(0).integers(0, 1 << 16, (9, 7, 3)).astype(np.uint16)
+  assert np.array_equal(images.decode(cv2.imencode(".png", deep)[1].tobytes()), (deep >> 8)[..., ::-1])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_file_that_is_cut_is_refused_wherever(kind):
+  smooth = cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
+  data = encoded(Image.fromarray(smooth), kind)
+  for end in np.linspace(40, len(data) - 3, 25).astype(int):
+    with pytest.raises(ValueError, match="damaged|not a readable"):
+      images.decode(data[:end])
+
+
 def test_transparency_is_laid_on_white():
   rgba = np.zeros((4, 4, 4), np.uint8)
   rgba[:2] = (10, 20, 30, 255)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bluelm_jax.data import pack
@@ -16,6 +17,7 @@ from bluelm_jax.models import presets
 from bluelm_jax.models.bluelm import Adapter
 from bluelm_jax.models.bluelm import BlueLM
 from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import state
 
 
@@ -51,7 +53,7 @@ def spec(rows, groups=1, slots=12, length=128):
 
 def sums(model, params, batches):
   """Loss sum, weight sum and gradient of the loss sum over several batches."""
-  value = jax.jit(jax.value_and_grad(lambda p, b: state.loss_sums(model, p, b), has_aux=True))
+  value = jax.jit(jax.value_and_grad(lambda p, b: (jnp.sum(state.token_losses(model, p, b)), jnp.sum(b.loss_weights)), has_aux=True))
   totals = [value(params, b) for b in batches]
   return jax.tree.map(lambda *x: sum(x), *totals)
 
@@ -67,6 +69,21 @@ def test_packed_equals_unpacked(parts, rows, groups, slots):
   assert count == count_1 and float(loss) == pytest.approx(float(loss_1), rel=1e-10)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), grads, grads_1)
   assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["vision"]["layers"]["mlp"]))
+
+
+def test_losses_by_source_are_those_of_its_examples_alone(parts):
+  model, params, examples = parts
+  examples = [e._replace(source=i % 3) for i, e in enumerate(examples)]
+  step = jax.jit(state.make_train_step(model, optax.sgd(0.0), 4))
+  flat = optimizer_lib.paths(params)
+  before = state.TrainState(jnp.int32(0), flat, {}, optax.sgd(0.0).init(flat))
+  found = [step(before, b)[1] for b in pack.pack(examples, spec(2, 2, 12))]
+  loss = jax.jit(lambda b: jnp.sum(state.token_losses(model, params, b)))
+  for source in range(3):
+    alone = [b for e in examples if e.source == source for b in pack.pack([e], spec(1, 1, 5))]
+    assert sum(float(m["loss_sums"][source]) for m in found) == pytest.approx(sum(float(loss(b)) for b in alone), rel=1e-10)
+    assert sum(float(m["loss_weights"][source]) for m in found) == sum(b.loss_weights.sum() for b in alone)
+  assert not any(m["loss_weights"][3] or m["loss_sums"][3] for m in found)
 
 
 def test_an_image_is_seen_by_its_own_segment_alone(parts):

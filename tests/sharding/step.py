@@ -58,12 +58,12 @@ def run(mesh, batch, layout: str = "none"):
   flat, tx = optimizer_lib.paths(params), optax.sgd(1.0)  # the update is the gradient
   before = state.TrainState(jnp.int32(0), flat, {}, tx.init(flat))
   with jax.set_mesh(mesh):
-    after, metrics = jax.jit(state.make_train_step(model, tx, layout=layout))(before, stage.put_batch(batch, rules.batch_sharding(mesh)))
+    after, metrics = jax.jit(state.make_train_step(model, tx, len(config().data.sources), layout=layout))(before, stage.put_batch(batch, rules.batch_sharding(mesh)))
     specs = {str(v.sharding.spec) for v in after.trainable.values()}
     gather = jax.jit(lambda tree: tree, out_shardings=rules.replicated(mesh))
     whole = lambda tree: jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), gather(tree))
     start, end = whole(before.trainable), whole(after.trainable)
-  return jax.tree.map(float, whole(metrics)), {p: start[p] - end[p] for p in start}, specs
+  return jax.tree.map(lambda x: x.tolist(), whole(metrics)), {p: start[p] - end[p] for p in start}, specs
 
 
 def main(processes, index, port, shape, layout, output):

@@ -44,6 +44,7 @@ def assert_same(found, expected):
   """Loss and every gradient, in relative Frobenius norm."""
   (metrics, gradients, _), (metrics_1, gradients_1, _) = found, expected
   assert metrics["loss_tokens"] == metrics_1["loss_tokens"] and metrics["loss"] == pytest.approx(metrics_1["loss"], rel=1e-5)
+  assert metrics["loss_weights"] == metrics_1["loss_weights"] and metrics["loss_sums"] == pytest.approx(metrics_1["loss_sums"], rel=1e-5)
   largest = max(np.linalg.norm(g) for g in gradients_1.values())
   for path, gradient in gradients_1.items():
     difference = np.linalg.norm(gradients[path] - gradient)

@@ -39,6 +39,7 @@ def test_the_data_end_before_the_steps(talks, tmp_path):
   lines = metrics.read(workdir)
   assert [x["step"] for x in lines] == list(range(1, step + 1)) and lines[-1]["epoch/mine"] == 2.0 and lines[-1]["bad/record"] == 2
   assert [json.loads(x)["index"] for x in (workdir / "quarantine.jsonl").read_text().splitlines()] == [7]
+  assert all(x["loss/mine"] == x["loss"] for x in lines)
   assert lines[-1]["tokens/mine"] == pytest.approx(sum((1 - x["padding"]) * 8 * 64 for x in lines), rel=1e-4)
   with pytest.raises(ValueError, match=f"the data end after step {step} of 50"):
     stage.run(config(talks), workdir)  # begun again, it has nothing left

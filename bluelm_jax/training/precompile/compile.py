@@ -70,6 +70,6 @@ def abstract_batch(spec: pack.PackSpec, sharding=None) -> PackedBatch:
   struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
   row = lambda dtype=jnp.int32: struct(dtype, spec.rows, spec.length)
   return PackedBatch(
-      tokens=row(), targets=row(), loss_weights=row(jnp.float32), segment_ids=row(), positions=row(), vision_index=row(),
+      tokens=row(), targets=row(), loss_weights=row(jnp.float32), segment_ids=row(), positions=row(), vision_index=row(), sources=row(),
       tiles=struct(jnp.uint8, spec.groups, spec.tile_slots, spec.tile_size, spec.tile_size, 3),
       tile_places=struct(jnp.int32, spec.groups, spec.tile_slots))
