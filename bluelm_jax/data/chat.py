@@ -25,8 +25,6 @@ ROLES = {"system": "[|System|]:", "user": "[|Human|]:", "assistant": "[|AI|]:"}
 THINK_SWITCH = "[|BlueThink|]"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 IMAGE_MARKERS = ("<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
-_NO_ANSWER = "the conversation ends with a user turn; a training example needs the answer"
-_NO_PROMPT = "the conversation ends with the assistant; a prompt must end with a user turn"
 MARKERS = (*ROLES.values(), THINK_SWITCH, THINK_OPEN, THINK_CLOSE, *IMAGE_MARKERS)
 
 
@@ -93,14 +91,11 @@ class ChatFormat:
         continue
       out.content(_part(message, "content", (str, list, tuple)))
       following = messages[i + 1] if i + 1 < len(messages) else None
-      if following is None and thinking is None and role == "user":
-        raise ValueError(_NO_ANSWER)
       think = thinking if following is None else isinstance(following, dict) and following.get("reasoning_content") is not None
       if role == "user" and think:
         out.text(THINK_SWITCH, loss=False)
+    _check_end(messages, thinking)
     if thinking is not None:
-      if messages[-1]["role"] == "assistant":
-        raise ValueError(_NO_PROMPT)
       out.text(ROLES["assistant"], loss=False)
       out.token(self.tokenizer.pad_id, loss=False)  # a prompt's last token is kept by the shift
     return out
@@ -115,8 +110,7 @@ class ChatFormat:
       plain.append({"role": message["role"], "content": "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)})
       if message.get("reasoning_content") is not None:
         plain[-1]["reasoning_content"] = _part(message, "reasoning_content", str)
-    if (messages[-1]["role"] == "assistant") != (thinking is None):
-      raise ValueError(_NO_ANSWER if thinking is None else _NO_PROMPT)
+    _check_end(messages, thinking)
     pieces = self.template.pieces(plain) if thinking is None else [(self.template.prompt(plain, thinking), None)]
     if sum(text.count(template_lib.IMAGE) for text, _ in pieces) != len(pictures):
       raise ValueError("the tokenizer's chat template drops or repeats an image; mend it, or remove it to use ours")
@@ -129,6 +123,15 @@ class ChatFormat:
     if thinking is not None:
       out.token(self.tokenizer.pad_id, loss=False)  # a prompt's last token is kept by the shift
     return out
+
+
+def _check_end(messages, thinking: bool | None) -> None:
+  """An example ends with what is to be learnt, a prompt before it."""
+  role = messages[-1]["role"]
+  if thinking is None and role != "assistant":
+    raise ValueError(f"the conversation ends with a {role} turn; a training example needs the answer")
+  if thinking is not None and role == "assistant":
+    raise ValueError("the conversation ends with the assistant; a prompt must end with a user turn")
 
 
 def _parts(content) -> list[str | np.ndarray]:

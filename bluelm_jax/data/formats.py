@@ -10,6 +10,7 @@ Shapes: N records, M members of a tar file, K bytes of a chunk.
 import functools
 import json
 import os
+import re
 import tarfile
 
 import grain
@@ -20,6 +21,8 @@ from bluelm_jax.data import sample as sample_lib
 
 _CHUNK = 1 << 24  # bytes
 _GROUPS = 4  # row groups kept a process
+_CHECKED = 4096  # batches of Arrow files that a process need not check again
+_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a character beyond 16 bits, in JSON
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
@@ -87,7 +90,7 @@ class JsonList:
   def __init__(self, path: str):
     try:
       self._records = json.loads(files.read(path))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
       raise ValueError(f"{path} is no JSON ({str(e)[:80]}); mend it, or call it .jsonl if it holds an object a line") from e
     if not isinstance(self._records, list):
       raise ValueError(f"{path} is no list of records; write one, or an object a line in a .jsonl file")
@@ -96,7 +99,7 @@ class JsonList:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict:
-    return _object(self._records[index])
+    return _object(self._records[index], escaped=True)
 
 
 class Parquet:
@@ -128,15 +131,20 @@ class Arrow:
   def __init__(self, path: str):
     self._path = files.local(path)
     try:
-      self._length = _arrow(self._path).num_rows
+      self._stops = np.cumsum([b.num_rows for b in _arrow(self._path)], dtype=np.int64)
     except (_pyarrow().ArrowException, OSError) as e:
       raise ValueError(f"{path} is no Arrow file, or a damaged one; save the data set again") from e
 
   def __len__(self) -> int:
-    return self._length
+    return int(self._stops[-1]) if len(self._stops) else 0
 
   def __getitem__(self, index: int) -> dict:
-    return _row(_arrow(self._path), index)
+    number = int(np.searchsorted(self._stops, index, "right"))
+    try:
+      batch = _batch(self._path, number)
+    except _pyarrow().ArrowException as e:
+      raise ValueError(f"lies in the damaged batch {number}; save the data set again") from e
+    return _row(batch, index - int(self._stops[number]) + batch.num_rows)
 
 
 class Tar:
@@ -188,14 +196,16 @@ class Tar:
 
 def _json(data: bytes) -> dict:
   try:
-    return _object(json.loads(data))
-  except ValueError as e:
+    return _object(json.loads(data), escaped=_ESCAPED.search(data) is not None)
+  except (ValueError, RecursionError) as e:  # of brackets within brackets
     raise ValueError(f"is no JSON object ({' '.join(str(e).split())[:80]}); mend the line") from e
 
 
-def _object(value) -> dict:
+def _object(value, escaped: bool) -> dict:
   if not isinstance(value, dict):
     raise ValueError(f"is a {type(value).__name__}; a record is an object")
+  if escaped:
+    json.dumps(value, ensure_ascii=False).encode()  # half a character is no text: no tokenizer takes it, and no file
   return value
 
 
@@ -223,10 +233,18 @@ def _row_group(path: str, group: int):
 
 
 @functools.lru_cache(64)
-def _arrow(path: str):
+def _arrow(path: str) -> list:
   pa = _pyarrow()
   source = pa.memory_map(path)
   try:
-    return pa.ipc.open_stream(source).read_all()
+    return pa.ipc.open_stream(source).read_all().to_batches()
   except pa.ArrowInvalid:  # data sets are streams; pyarrow's own files are not
-    return pa.ipc.open_file(source).read_all()
+    return pa.ipc.open_file(source).read_all().to_batches()
+
+
+@functools.lru_cache(_CHECKED)
+def _batch(path: str, number: int):
+  """A batch whose offsets lie inside it: what is mapped is read as it is, and a wrong offset would end the process."""
+  batch = _arrow(path)[number]
+  batch.validate(full=True)
+  return batch

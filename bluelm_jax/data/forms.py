@@ -12,6 +12,7 @@ it stands in a text; where none is marked, images come first. Fields that a form
 
 import base64
 import binascii
+import errno
 from typing import Any
 
 from bluelm_jax.data import faults
@@ -24,6 +25,8 @@ _SPEAKERS = {"system": "system", "human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant")
 _MESSAGE = ("role", "content", "reasoning_content")
 _BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")  # PNG, JPEG, WebP, GIF
+_NEAR = ("file", "gs", "s3")  # protocols of images beside that of their data file; others lead anywhere
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _OWN = ("source", "licence", "license")
 
 
@@ -197,7 +200,8 @@ def _bytes(image, path: str) -> bytes:
     return image
   if not isinstance(image, str) or not image:
     raise ValueError(f"has an image that is a {type(image).__name__}; give a path, a data URI or bytes")
-  if image.startswith(("http://", "https://")):
+  protocol, url, _ = image.partition("://")
+  if url and protocol not in (*_NEAR, path.partition("://")[0]):
     raise ValueError(f"has its image at {image[:80]}; download it and give its path")
   if image.startswith("data:") or image.startswith(_BASE64) and len(image) > 200:
     try:
@@ -207,5 +211,7 @@ def _bytes(image, path: str) -> bytes:
   place = files.beside(path, image)
   try:
     return files.read(place)
-  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
-    raise ValueError(f"has its image at {place}, where there is none; check the path") from e
+  except OSError as e:
+    if e.errno not in _NO_FILE and not isinstance(e, FileNotFoundError):
+      raise  # a disk or a network that fails is not the record's fault
+    raise ValueError(f"has its image at {place[:200]}, where none can be read; check the path") from e

@@ -84,7 +84,7 @@ def _examples(paths, build: Callable[[Sample, np.random.Generator], Example], se
 
 def _screen(sample: Sample) -> np.ndarray:
   """The picture of a sample that is a screen with its elements."""
-  if not sample.images or not sample.meta.get("elements") or not {"language", "caption"} <= set(sample.meta):
+  if not sample.images or not screens.is_screen(sample.meta):
     raise faults.Fault("record", f"is no screen ({sample.source}); give a shard of screens, or another kind of source")
   with faults.of("image"):
     return images.decode(sample.images[0], sample.source)

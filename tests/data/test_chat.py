@@ -77,6 +77,7 @@ def test_a_prompt_is_how_the_example_begins(thinking):
     ([{"role": "user", "content": "x"}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "has content = "),
     ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "reasoning_content": 3}], "has reasoning_content = '3'"),
     ([{"role": "user", "content": "x"}], "ends with a user turn"),
+    ([{"role": "system", "content": "x"}], "ends with a system turn"),  # nothing would be learnt
     ([{"role": "user", "content": [{"type": "sound"}]}, {"role": "assistant", "content": "x"}], "unknown content part 'sound'"),
 ])
 def test_bad_conversations_are_refused(messages, words):

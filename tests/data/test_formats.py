@@ -97,6 +97,11 @@ def test_what_lies_afar_is_read_alike(kind, tmp_path):
   assert [s.text for s in map(sources.Records(url).__getitem__, range(23))] == TEXTS
 
 
+def test_characters_beyond_16_bits_may_be_escaped(tmp_path):
+  for name, dump in (("x.jsonl", json.dumps), ("x.json", lambda r: json.dumps([r]))):
+    assert sources.Records(put(tmp_path / name, dump({"text": "a😀b"}).encode()))[0].text == "a😀b"
+
+
 def test_a_line_is_read_alone(tmp_path, monkeypatch):
   """After the one scan, a record costs its own bytes, also where chunks of the scan end within lines."""
   monkeypatch.setattr(formats, "_CHUNK", 7)
@@ -165,7 +170,7 @@ def test_files_globs_and_directories(tmp_path):
 
 @pytest.mark.parametrize("name,data,words", [
     ("x.csv", b"a,b", "of no known kind; use .array_record, .jsonl, .json, .parquet, .tar, .arrow"), ("x.jsonl", b"\n\r\n", "holds no records"),
-    ("x.json", b'{"text": 1}', "is no list of records"), ("x.json", b'{"text": 1}\n{"text": 2}', "call it .jsonl"), ("x.json", b"[]", "holds no records"),
+    ("x.json", b'{"text": 1}', "is no list of records"), ("x.json", b"[" * 100_000, "is no JSON (maximum recursion"), ("x.json", b'{"text": 1}\n{"text": 2}', "call it .jsonl"), ("x.json", b"[]", "holds no records"),
     ("x.parquet", b"hello", "is no Parquet file"), ("x.parquet", parquet(ROWS)[:-3], "is no Parquet file"), ("x.arrow", b"hello", "is no Arrow file"),
     ("x.arrow", b"", "is no Arrow file"), ("x.tar", b"hello" * 300, "is no tar file"), ("x.tar", gzip.compress(tar([("a.txt", b"x")])), "write it again, uncompressed"),
     ("x.tar", TWO[:3500], "is no tar file"), ("x.tar", TWO[:2700], "is no tar file"), ("x.tar", TWO[:2600] + b"x" * 60 + TWO[2660:], "is no tar file"), ("x.array_record", b"hello" * 20_000, "is no ArrayRecord shard")], ids=_name)
@@ -178,7 +183,9 @@ def test_files_of_another_format(name, data, words, tmp_path):
 
 @pytest.mark.parametrize("name,data,words", [
     ("x.jsonl", b'{"text": "good"}\n{"text": "bad"\n', "record 1 is no JSON object"), ("x.jsonl", b'{"text": "good"}\n[1, 2]\n', "record 1 is no JSON object (is a list; a record is an object)"),
-    ("x.jsonl", b'{"text": "good"}\n\xff\xfe"\n', "record 1 is no JSON object"), ("x.json", b'[{"text": "good"}, "x"]', "record 1 is a str"),
+    ("x.jsonl", b'{"text": "good"}\n\xff\xfe"\n', "record 1 is no JSON object"), ("x.jsonl", b'{"text": "good"}\n' + b"[" * 100_000, "record 1 is no JSON object (maximum recursion"),
+    ("x.jsonl", b'{"text": "good"}\n{"text": "a\\uDc01"}', "record 1 is no JSON object ('utf-8' codec can't encode"), ("x.json", b'[{"text": "good"}, {"text": "a\\ud83d"}]', "record 1 'utf-8' codec can't encode"),
+    ("x.json", b'[{"text": "good"}, "x"]', "record 1 is a str"),
     ("x.tar", tar([("a.txt", b"good"), ("b.txt", b"\xff\xfe")]), "record 1 "), ("x.tar", tar([("a.txt", b"good"), ("b.mp4", b"x")]), "record 1 has a member of kind 'mp4'")], ids=_name)
 def test_a_damaged_record_is_named(name, data, words, tmp_path):
   records = sources.Records(put(tmp_path / name, data))
@@ -195,6 +202,18 @@ def test_a_damaged_row_group(tmp_path):
   with pytest.raises(ValueError, match="record 2 lies in the damaged row group 0"):
     records[2]
   assert records[20].text == TEXTS[20]
+
+
+def test_a_damaged_batch(tmp_path):
+  """Arrow files are mapped: an offset that leads out of its buffer would end the process that follows it."""
+  data, stops = arrow(ROWS), np.cumsum([0, *(len(t.encode()) for t in TEXTS[:4])]).astype(np.int32)
+  assert data.count(stops.tobytes()) == 1
+  wild = stops.copy()
+  wild[2] = 2**31 - 1
+  records = sources.Records(put(tmp_path / "x.arrow", data.replace(stops.tobytes(), wild.tobytes())))
+  with pytest.raises(ValueError, match="record 2 lies in the damaged batch 0; save the data set again"):
+    records[2]
+  assert [records[i].text for i in range(4, 23)] == TEXTS[4:]
 
 
 def test_pyarrow_is_asked_for_by_name(tmp_path, monkeypatch):

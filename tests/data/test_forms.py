@@ -1,6 +1,7 @@
 """The forms of conversations and documents, and what is refused in one line."""
 
 import base64
+import errno
 import io
 
 import hypothesis
@@ -10,6 +11,7 @@ from PIL import Image
 import pytest
 
 from bluelm_jax.data import faults
+from bluelm_jax.data import files
 from bluelm_jax.data import forms
 from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data import sources
@@ -108,7 +110,9 @@ def test_a_preference_about_an_image_of_many_turns():
     ({"conversations": [{"from": "human"}]}, "conversation", "no list of"), ({"conversations": {"from": "human"}}, "conversation", "no list of"),
     ({"text": "a<image>", "images": [RED, RED]}, "document", "marks 1 images in its text and has 2"), ({"texts": ["a", "b"], "images": [None]}, "document", "do not alternate"),
     ({"texts": ["a", "b"], "images": [None, RED]}, "document", "do not alternate"), ({"texts": ["<image>"], "images": [None]}, "document", "the place in the list"), ({"texts": [3], "images": [None]}, "document", "or no text"),
-    ({"text": "a", "image": "no.png"}, "image", "has its image at d/no.png, where there is none"), ({"text": "a", "image": "https://x.org/a.png"}, "image", "download it and give its path"),
+    ({"text": "a", "image": "no.png"}, "image", "has its image at d/no.png, where none can be read"), ({"text": "a", "image": "https://x.org/a.png"}, "image", "download it and give its path"),
+    ({"text": "a", "image": "ftp://x.org/a.png"}, "image", "download it and give its path"), ({"text": "a", "image": "simplecache::gs://b/a.png"}, "image", "download it"),
+    ({"text": "a", "image": "Qk0+" * 2000}, "image", "has its image at d/Qk0+"), ({"text": "a", "image": "a\0.png"}, "image", "null byte"),
     ({"text": "a", "image": "data:image/png;base64,****"}, "image", "is no base64"), ({"text": "a", "image": 3}, "image", "is a int; give a path"), ({"text": "a", "image": {"bytes": None}}, "image", "is a NoneType"),
     ({"prompt": "Hi", "chosen": "Yes"}, "conversation", "has no rejected"), ({"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"}, "conversation", "the same answer chosen and rejected"),
     ({"prompt": [ASK, SAY], "chosen": "Yes", "rejected": "No"}, "conversation", "is no preference; give a prompt that ends with the user"),
@@ -118,6 +122,15 @@ def test_what_is_refused(record, kind, words):
   with pytest.raises(faults.Fault) as error:
     forms.sample(record, "d/x.jsonl")
   assert words in str(error.value) and error.value.kind == kind and "\n" not in str(error.value)
+
+
+def test_a_disk_that_fails_is_not_the_records_fault(monkeypatch):
+  def fail(path):
+    raise OSError(errno.EIO, "Input/output error", path)
+
+  monkeypatch.setattr(files, "read", fail)
+  with pytest.raises(OSError, match="Input/output"):
+    forms.sample({"text": "a", "image": "a.png"}, "d/x.jsonl")
 
 
 JSON = st.recursive(

@@ -1,5 +1,6 @@
 """What a data source refuses: keys, values, and files that hold something else."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -75,6 +76,23 @@ def test_screens_need_a_vision_tower(kind):
 @pytest.mark.parametrize("kind,objective", [("documents", "dense"), ("screens", "dense"), ("screen_labels", "lm")])
 def test_a_source_serves_its_objective(kind, objective):
   assert f"does not serve objective '{objective}'" in refusal(GOOD[kind], objective=objective)
+
+
+@pytest.mark.parametrize("change", [
+    {"language": "fr"}, {"caption": None}, {"elements": {}}, {"elements": ["x"]}, {"role": "door"}, {"role": ["tab"]}, {"text": None}, {"color": ["red"]}, {"box": [0, 0, 1]}, {"box": "0011"},
+    {"box": [0.0, 0.0, 1.0, float("inf")]}, {"box": [0, 0, 1, "1"]}])
+def test_a_screen_that_is_none_is_bad(change, tmp_path):
+  good = sources.Records(SCREENS)[0]
+  meta, element = dict(good.meta), dict(good.meta["elements"][0])
+  if set(change) <= set(meta):
+    meta |= change
+  else:
+    meta["elements"] = [element | change]
+  sample.write_shard(tmp_path / "x.array_record", [good, dataclasses.replace(good, meta=meta)])
+  rest = (str(tmp_path / "x.array_record"), ChatFormat(Tokenizer(), MODEL.anyres, MODEL.tokens_per_tile), 0, 0)
+  for examples in (sources.screen_labels(*rest).examples, sources.screen_tasks(rest[0], {"caption": 1.0}, 1, *rest[1:]).examples):
+    found = [e for e in (examples[i] for i in range(2)) if isinstance(e, faults.Bad)]
+    assert [(e.record, e.kind) for e in found] == [(1, "record")] and "is no screen" in found[0].message
 
 
 def test_files_that_are_no_shard(tmp_path):

@@ -4,6 +4,7 @@ Coordinates are normalised to 0-1000, rounded to the middles of 25 steps and wri
 point (x,y), "(020,060)(980,100)" a box (left,top)(right,bottom).
 """
 
+import math
 import re
 
 import cv2
@@ -36,6 +37,20 @@ PHRASES = {
 PALETTE = ("red", "orange", "green", "blue", "teal", "purple", "pink", "black")  # of the shipped screens' elements
 _WALK = 3  # elements that a chain names at most
 STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
+
+
+def is_screen(meta: dict) -> bool:
+  """Whether a Sample's meta holds what questions are made from."""
+  elements = meta.get("elements")
+  return (
+      meta.get("language") in ("en", "zh") and isinstance(meta.get("caption"), str) and isinstance(elements, list) and bool(elements)
+      and all(isinstance(e, dict) and _is_element(e) for e in elements))
+
+
+def _is_element(e: dict) -> bool:
+  box, words = e.get("box"), [e.get(k, "") for k in ("role", "text", "color", "state")]
+  whole = isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+  return whole and all(isinstance(w, str) for w in words) and e.get("role") in ROLE_NAMES and "text" in e
 
 
 def name(element: dict, language: str, with_color: bool = True) -> str:
