@@ -16,8 +16,12 @@ from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
+from bluelm_jax.data.tokenizer import Tokenizer
 
 ASSETS = files.ASSETS
+_WHOLE = 32_768  # characters of a text that is sooner encoded than cut
+_CHARACTERS = 6  # a token, most often more than there are
+_WORD, _SPARE = 128, 16  # characters before a cut's place, tokens beyond its end
 
 
 class Source(NamedTuple):
@@ -104,11 +108,46 @@ def documents(paths, chat: ChatFormat, length: int, seed: int, source: int) -> S
       raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
     if sample.images:
       return chat.document(sample.text.split(forms.MARK), _pictures(sample, chat), length, rng, source)
-    ids = np.asarray([*chat.tokenizer.encode(sample.text), chat.tokenizer.end_id], np.int32)
-    start = int(rng.integers(max(len(ids) - length, 1)))
-    return text_example(ids[start : start + length + 1], chat, source)
+    return text_example(text_window(sample.text, chat.tokenizer, length, rng), chat, source)
 
   return _examples(paths, window, seed, source)
+
+
+def text_window(text: str, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> np.ndarray:
+  """`length` tokens of a text at a random place, and the one after them, which ends the text if they do; int32 [up to length + 1].
+
+  All windows of a short text are equally likely. Of a longer one only the surroundings of a place are encoded: the place is a
+  character, so a window comes as often as its first token has characters. Too late a place, after which too few tokens are left, is
+  drawn again from those before it; thus every full window can come, the last one too, and no other.
+  """
+  if len(text) <= _WHOLE:
+    ids = [*tokenizer.encode(text), tokenizer.end_id]
+    start = int(rng.integers(max(len(ids) - length, 1)))
+    return np.asarray(ids[start : start + length + 1], np.int32)
+  end = len(text)
+  while True:
+    place = int(rng.integers(end)) if end else 0
+    ids = _tokens_from(text, place, length + 1, tokenizer)
+    if len(ids) > length or not end:
+      return np.asarray(ids[: length + 1], np.int32)
+    end = place
+
+
+def _tokens_from(text: str, place: int, count: int, tokenizer: Tokenizer) -> list[int]:
+  """At least `count` token ids of a text from a character on, fewer where it ends, then with the end token.
+
+  The cut lies some tokens beyond, and begins at a space before, so that inside it tokens are as in the whole text.
+  """
+  start = max(text.rfind(" ", max(place - _WORD, 0), place), text.rfind("\n", max(place - _WORD, 0), place), place - _WORD, 0)
+  size = _CHARACTERS * (count + _SPARE)
+  while True:
+    stop = min(place + size, len(text))
+    ids = tokenizer.encode_from(text[start:stop], place - start)
+    if stop == len(text):
+      return [*ids, tokenizer.end_id]
+    if len(ids) >= count + _SPARE:
+      return ids
+    size *= 2
 
 
 def conversations(paths, chat: ChatFormat, seed: int, source: int) -> Source:

@@ -62,6 +62,12 @@ class Tokenizer:
     """Token ids; `add_special_tokens` adds what the tokenizer puts around a text, such as BOS."""
     return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
+  def encode_from(self, text: str, place: int) -> list[int]:
+    """Token ids from the token on to which the character at `place` belongs."""
+    found = self._tokenizer.encode(text, add_special_tokens=False)
+    first = next((t for t in map(found.char_to_token, range(place, len(text))) if t is not None), len(found.ids))  # signs may be no token's
+    return found.ids[first:]
+
   def decode(self, ids, skip_special: bool = False) -> str:
     return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special)
 

@@ -10,6 +10,8 @@ from etils import epath
 import bluelm_jax
 from bluelm_jax.pipeline import documents
 from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import join
+from bluelm_jax.pipeline import reach
 from bluelm_jax.pipeline import stages
 
 _LABELS = ("language", "domain", "ability", "source", "licence")
@@ -28,6 +30,8 @@ def finish(config: Mapping[str, Any], output: str, stage: Mapping[str, stages.St
       "tokens_are": "counted" if config["packing_length"] else f"estimated from 64 samples a group with {config['tokenizer'] or 'the shipped tokenizer'}",
       **{label: dict(sum((collections.Counter(s[label]) for s in shards.values()), collections.Counter())) for label in _LABELS},
       "shards": {name: {k: s[k] for k in ("documents", "bytes", "images", "sha256")} for name, s in shards.items()}}
+  if config["join"]["tokens"]:
+    manifest["long"] = _long(config, shards, manifest["bytes"] / sum(g["bytes"] for g in groups.values()))
   if config["packing_length"]:
     manifest["tokens"] = sum(sum(s["lengths"]) for s in shards.values())
     manifest["packing"] = _packing(shards, config["packing_length"], output)
@@ -55,6 +59,12 @@ def _yields(stage: Mapping[str, stages.Stage]) -> dict[str, Any]:
   return found
 
 
+def _long(config: Mapping[str, Any], shards: Mapping[str, Mapping], kept: float) -> dict[str, Any]:
+  """The report of long range (reach.py); `kept` is the share of the text that stands in samples."""
+  total = {label: {key: sum(s["reach"][label][key] for s in shards.values()) for key in reach.COUNTS} for label in (join.NATIVE, join.JOINED)}
+  return {"far_is": config["join"]["far"], "kept": kept, **{label: reach.shares(t) for label, t in total.items()}}
+
+
 def _packing(shards: Mapping[str, Mapping], row: int, output: str) -> dict[str, Any]:
   """Writes packing.json: shard -> rows, each the list of the records that share it. Returns how full they are."""
   plans = {name: documents.packing(s["lengths"], row) for name, s in shards.items()}
@@ -80,6 +90,14 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
   return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + f"</tr>{cells}</table>"
 
 
+def _long_section(long: Mapping[str, Any]) -> list[str]:
+  names = ("samples", "tokens", "beyond", "own", "far", "control", "true")
+  rows = [[label, *("-" if (x := long[label][k]) is None else f"{x:,}" if isinstance(x, int) else f"{x:.1%}" for k in names)] for label in (join.NATIVE, join.JOINED)]
+  return [
+      f"<p>{long['kept']:.1%} of the clean text stands in these samples; the rest has too few tokens in its repository or book, or the mixture's budget leaves it out. "
+      f"N = {long['far_is']:,} tokens.</p>", _table(["", *names], rows), f"<pre>{html.escape(reach.__doc__)}</pre>"]
+
+
 def _card(manifest: Mapping[str, Any], shards: Mapping[str, Mapping], removed: Mapping[str, list]) -> str:
   m, y = manifest, manifest["yields"]
   by_count = {label: dict(sorted(m[label].items(), key=lambda kv: (-kv[1], kv[0]))) for label in _LABELS}
@@ -94,6 +112,8 @@ def _card(manifest: Mapping[str, Any], shards: Mapping[str, Mapping], removed: M
       "<h2>Mixture</h2>", _table(
           ["group", "samples", "tokens", "share", "epochs", "written"],
           [[name, f"{g['documents']:,}", f"{g['tokens']:,}", f"{g['share']:.3f}", f"{g['epochs']:.2f}", f"{g['kept']:.0%}"] for name, g in m["groups"].items()])]
+  if "long" in m:
+    out += ["<h2>Long range</h2>", *_long_section(m["long"])]
   for label in _LABELS:
     out += [f"<h2>By {label}</h2>", _bars(by_count[label])]
   out += ["<h2>Length in characters</h2>", _bars({f"{2 ** (i - 1):,} to {2 ** i - 1:,}": octaves[i] for i in sorted(octaves)}), "<h2>Samples</h2>"]

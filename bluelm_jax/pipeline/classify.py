@@ -7,6 +7,7 @@ short on purpose: they sort documentation and web prose coarsely, and the data c
 import collections
 import re
 
+from bluelm_jax.data.forms import MARK
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import tokens
 
@@ -50,5 +51,7 @@ def ability(sample: Sample) -> str:
   if sample.messages:
     return "visual_conversation" if sample.images else "conversation"
   if sample.images:
-    return "captioning"
+    return "interleaved" if MARK in sample.text else "captioning"
+  if sample.meta.get("language") == "code":
+    return "code"
   return "long_context" if len(sample.text) > _LONG else "language"

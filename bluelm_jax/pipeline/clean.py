@@ -8,14 +8,17 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from bluelm_jax.data.forms import MARK
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import classify
 from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import dedup
 from bluelm_jax.pipeline import language as language_lib
+from bluelm_jax.pipeline import normalise as normalise_lib
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.normalise import normalise
 from bluelm_jax.pipeline.quality import c4
+from bluelm_jax.pipeline.quality import code as code_lib
 from bluelm_jax.pipeline.quality import fineweb
 from bluelm_jax.pipeline.quality import gopher
 from bluelm_jax.pipeline.quality import repetition
@@ -44,7 +47,24 @@ def turn_texts(message: Mapping[str, Any]) -> list[str]:
   return [message["reasoning_content"], *parts] if message.get("reasoning_content") else parts
 
 
+def is_code(sample: Sample) -> bool:
+  return sample.meta.get("language") == "code"
+
+
+def is_page(sample: Sample) -> bool:
+  """Whether it is a document of prose, with images in their places or without: no conversation, caption or source code."""
+  return not sample.messages and not is_code(sample) and (not sample.images or MARK in sample.text)
+
+
+def lines(sample: Sample) -> list[str]:
+  """The lines of a page, of which each may be kept by itself."""
+  return sample.text.split("\n") if is_page(sample) else []
+
+
 def _normalised(sample: Sample) -> Sample:
+  if is_code(sample):
+    return dataclasses.replace(sample, text=normalise_lib.code(sample.text), meta=dict(sample.meta))
+
   def one(message):
     content = message["content"]
     content = normalise(content) if isinstance(content, str) else [{**p, "text": normalise(p["text"])} if p["type"] == "text" else p for p in content]
@@ -67,16 +87,18 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
 
   samples = [_normalised(sample) for sample in samples]
   if quality["prose_lines"]:
-    samples = [s if s.messages or s.images else dataclasses.replace(s, text=c4.prose_lines(s.text)) for s in samples]
+    samples = [dataclasses.replace(s, text=c4.prose_lines(s.text)) if is_page(s) else s for s in samples]
   samples = keep(samples, ["" if text_of(s) else "empty" for s in samples])
 
   found = [(s.meta["language"], 1.0) if s.meta.get("language") else language_lib.detect(text_of(s)) for s in samples]
   for sample, (code, _) in zip(samples, found):
     sample.meta["language"] = code  # our own copy's
-  wrong = ["language_other" if config["languages"] and code not in config["languages"] else "language_unsure" if sure < config["language_confidence"] else "" for code, sure in found]
+  wrong = ["language_other" if config["languages"] and code not in ("code", *config["languages"]) else "language_unsure" if sure < config["language_confidence"] else "" for code, sure in found]
   samples = keep(samples, wrong)
+  if config["ascii_signs"]:
+    samples = [dataclasses.replace(s, text=normalise_lib.ascii_signs(s.text)) if is_page(s) and s.meta["language"] != "zh" else s for s in samples]
 
-  samples = keep(samples, [_document_rule(s, [r for r in quality["rules"] if r in _RULES]) for s in samples])
+  samples = keep(samples, [_document_rule(s, quality["rules"]) for s in samples])
   texts = [text_of(s) for s in samples]
   words = tokens.words(texts)
   rules = [""] * len(samples)
@@ -101,7 +123,8 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
     sample.meta.setdefault("domain", label)
     sample.meta["ability"] = classify.ability(sample)
   counted = {rule: (len(gone), [(s.source, text_of(s)[:_EXAMPLE]) for s in gone[:_EXAMPLES]]) for rule, gone in sorted(removed.items())}
-  return Cleaned(samples, compare(samples, texts, hashes, words), counted)
+  arrays = compare(samples, texts, hashes, words)
+  return Cleaned(samples, {**arrays, **_line_arrays(samples)} if quality["unique_lines"] else arrays, counted)
 
 
 def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[list[int]], words: tokens.Words) -> dict[str, np.ndarray]:
@@ -118,11 +141,20 @@ def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[li
   bands = [dedup.band_keys(signature, band) for band in range(dedup.BANDS)]
   return dict(
       key=key, signature=signature.astype(np.uint8), band=np.stack(bands, 1),
-      near=np.array([not s.images for s in samples], bool) & (np.diff(words.starts) >= dedup.SHINGLE),
-      image=np.array([h[0] if h and not s.messages else 0 for s, h in zip(samples, hashes)], np.uint64),
+      near=np.array([not s.images or is_page(s) for s in samples], bool) & (np.diff(words.starts) >= dedup.SHINGLE),
+      image=np.array([h[0] if h and not s.messages and not is_page(s) else 0 for s, h in zip(samples, hashes)], np.uint64),
       bytes=np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64),
       language=np.array([s.meta["language"] for s in samples], "U8"), domain=np.array([s.meta["domain"] for s in samples], "U32"),
       source=np.array([source_name(s) for s in samples], "U64"))
+
+
+def _line_arrays(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+  """`line` uint64 [L]: keys of all lines, equal where case, spaces and signs are the only difference; `line_bytes` and `line_count` [D]."""
+  found = [lines(s) for s in samples]
+  flat = [line for one in found for line in one]
+  return dict(
+      line=tokens.keys(tokens.words(flat)), line_bytes=np.array([len(line.encode("utf-8", "surrogatepass")) + 1 for line in flat], np.int64),
+      line_count=np.array([len(one) for one in found], np.int64))
 
 
 def source_name(sample: Sample) -> str:
@@ -130,14 +162,17 @@ def source_name(sample: Sample) -> str:
 
 
 def _is_document(sample: Sample) -> bool:
-  return not sample.messages and not sample.images
+  """Whether the rules of prose apply."""
+  return is_page(sample) and not sample.images
 
 
 def _document_rule(sample: Sample, rules: Sequence[str]) -> str:
-  """The first rule that a document breaks; conversations and captions follow none."""
+  """The first rule that a document breaks; conversations and samples with images follow none."""
+  if is_code(sample):
+    return code_lib.broken(sample.text) if "code" in rules else ""
   if _is_document(sample):
     for name in rules:
-      if rule := _RULES[name](sample.text, sample.meta["language"]):
+      if name in _RULES and (rule := _RULES[name](sample.text, sample.meta["language"])):
         return rule
   return ""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from bluelm_jax.pipeline import dedup
+from bluelm_jax.pipeline import files
 from bluelm_jax.pipeline import language
 from bluelm_jax.pipeline import tokens
 
@@ -33,6 +34,15 @@ def tables(texts: Sequence[str], images: Sequence[bytes] = ()) -> Tables:
       by_size.setdefault(size, []).append(text)
   ngrams = {n: np.unique(tokens.ngrams(tokens.words(group), n)[0]) for n, group in sorted(by_size.items())}
   return Tables(ngrams, np.unique(np.array([dedup.image_hash(image) for image in images], np.uint64)))
+
+
+def save(path: str, found: Tables) -> None:
+  files.write_arrays(path, images=found.images, **{str(n): table for n, table in found.ngrams.items()})
+
+
+def load(path: str) -> Tables:
+  arrays = files.read_arrays(path)
+  return Tables({int(n): arrays[n] for n in arrays.files if n != "images"}, arrays["images"])
 
 
 def contaminated(words: tokens.Words, found: Tables) -> np.ndarray:

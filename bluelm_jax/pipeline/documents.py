@@ -7,20 +7,23 @@ import numpy as np
 
 def split(text: str, max_bytes: int) -> list[str]:
   """A text cut at ends of paragraphs into pieces of about equal size, none over `max_bytes` UTF-8 bytes unless a paragraph is."""
-  total = len(text.encode())
-  if total <= max_bytes:
+  if len(text.encode()) <= max_bytes:
     return [text]
-  wanted = total / -(-total // max_bytes)
-  pieces, current, size = [], [], 0
-  for paragraph in text.split("\n"):
-    more = len(paragraph.encode()) + 1
-    if current and (size + more / 2 > wanted or size + more > max_bytes):
-      pieces.append("\n".join(current).strip())
-      current, size = [], 0
-    current.append(paragraph)
-    size += more
-  pieces.append("\n".join(current).strip())
+  paragraphs = text.split("\n")
+  pieces = ["\n".join(paragraphs[part]).strip() for part in even([len(p.encode()) + 1 for p in paragraphs], max_bytes)]
   return [piece for piece in pieces if piece]
+
+
+def even(sizes: Sequence[int], most: int) -> list[slice]:
+  """Slices of a sequence whose sizes add up to about the same, and to no more than `most` unless one alone does."""
+  left, found, start, size = sum(sizes), [], 0, 0
+  for i, more in enumerate(sizes):
+    wanted = left / max(-(-left // most), 1)  # anew for every slice, so that no small one is left for the end
+    if i > start and (size + more / 2 > wanted or size + more > most):
+      found.append(slice(start, i))
+      left, start, size = left - size, i, 0
+    size += more
+  return found + [slice(start, len(sizes))] * (start < len(sizes))
 
 
 def join(found: Iterable[tuple[str, str]], min_bytes: int, full_bytes: int, max_bytes: int) -> Iterator[tuple[list[str], str]]:

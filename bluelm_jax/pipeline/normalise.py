@@ -19,6 +19,20 @@ _WORK = re.compile("[\x00-\x09\x0b-\x1f\x7f]|  | \n|\n |\n\n\n")  # of ASCII tex
 _SUSPECT = re.compile("[\xc2\xc3\xe2-\xef][\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]")
 
 
+_ASCII = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "..."})
+
+
+def ascii_signs(text: str) -> str:
+  """The text with quotation marks, dashes and ellipses of ASCII; not for Chinese, whose quotation marks are these."""
+  return text.translate(_ASCII)
+
+
+def code(text: str) -> str:
+  """Source code in its one form: line feeds, no byte-order mark, no white space at ends of lines; indentation stays."""
+  lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+  return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
 def normalise(text: str) -> str:
   """The text in its one form; normalise(normalise(x)) == normalise(x)."""
   text = _once(text)

@@ -17,6 +17,7 @@ import numpy as np
 
 from bluelm_jax.pipeline import card
 from bluelm_jax.pipeline import copies
+from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import files
 from bluelm_jax.pipeline import select
@@ -24,12 +25,10 @@ from bluelm_jax.pipeline import shards
 from bluelm_jax.pipeline import stages
 from bluelm_jax.pipeline.clean import clean
 from bluelm_jax.pipeline.clean import turn_texts
-from bluelm_jax.pipeline.decontaminate import Tables
-from bluelm_jax.pipeline.decontaminate import tables
 from bluelm_jax.pipeline.ingest import read
 
-_CLEAN = ("languages", "language_confidence", "quality", "decontaminate", "classifier")
-_SELECT = ("seed", "holdout", "mixture", "tokenizer", "shard_bytes")
+_CLEAN = ("languages", "language_confidence", "ascii_signs", "quality", "decontaminate", "classifier")
+_SELECT = ("seed", "holdout", "holdout_by", "mixture", "tokenizer", "shard_bytes")
 
 
 def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   key, todo = "", []
   parts = dict(
       ingest=[c["sources"], blocks, states], clean=[{k: c[k] for k in _CLEAN}, _digest(evaluation)], dedup=[c["dedup"]],
-      select=[{k: c[k] for k in _SELECT}], write=[c["max_bytes"], c["packing_length"]])
+      select=[{k: c[k] for k in _SELECT}], write=[c["max_bytes"], c["join"], c["packing_length"]])
   stage = {}
   for name, part in parts.items():
     key = stages.key(key, part)
@@ -61,7 +60,7 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
     if not stage[name].open():
       todo.append(stage[name])
   if not files.exists(stage["clean"].path("evaluation.npz")):
-    _save(stage["clean"].path("evaluation.npz"), evaluation)
+    decontaminate.save(stage["clean"].path("evaluation.npz"), evaluation)
 
   names = [f"{i:06d}" for i in range(len(blocks))]
   work = dict(zip(names, blocks))
@@ -140,7 +139,7 @@ def _clean(name: str, config, ingested: stages.Stage, stage: stages.Stage) -> st
   return stages.finish(stage, name, do)
 
 
-def _evaluation(paths: Sequence[str]) -> Tables:
+def _evaluation(paths: Sequence[str]) -> decontaminate.Tables:
   """n-grams and images of evaluation sets."""
   texts, images = [], []
   for path in paths:
@@ -156,18 +155,13 @@ def _evaluation(paths: Sequence[str]) -> Tables:
           raise ValueError(f"evaluation set {path} has an unreadable item ({item}); mend it")
         texts += [item.text] if item.text else [text for message in item.messages for text in turn_texts(message)]
         images += item.images
-  return tables(texts, images)
-
-
-def _save(path: str, found: Tables) -> None:
-  files.write_arrays(path, images=found.images, **{str(n): table for n, table in found.ngrams.items()})
+  return decontaminate.tables(texts, images)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: str) -> Tables:
-  arrays = files.read_arrays(path)
-  return Tables({int(n): arrays[n] for n in arrays.files if n != "images"}, arrays["images"])
+def _load(path: str) -> decontaminate.Tables:
+  return decontaminate.load(path)
 
 
-def _digest(found: Tables) -> list:
+def _digest(found: decontaminate.Tables) -> list:
   return [[n, len(table), int(np.bitwise_xor.reduce(table)) if len(table) else 0] for n, table in [*found.ngrams.items(), (0, found.images)]]

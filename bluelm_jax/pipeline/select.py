@@ -1,7 +1,7 @@
 """Which samples a run should see and how often: groups, their tokens, shares, and what of them is written."""
 
+import functools
 from typing import Any, Mapping, Sequence
-import zlib
 
 import apache_beam as beam
 import numpy as np
@@ -9,9 +9,10 @@ import numpy as np
 from bluelm_jax.data import tokenizer as tokenizer_lib
 from bluelm_jax.pipeline import clean
 from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import lines
 from bluelm_jax.pipeline import mixture
+from bluelm_jax.pipeline import place
 from bluelm_jax.pipeline import stages
-from bluelm_jax.pipeline import tokens
 
 _PROBES = 64  # samples of a group that are tokenised to learn its bytes a token
 
@@ -27,37 +28,25 @@ class Select(beam.PTransform):
     return names | beam.combiners.ToList() | beam.FlatMap(_select, *self._arguments)
 
 
-def survivors(name: str, cleaned: stages.Stage, deduped: stages.Stage) -> np.ndarray:
-  """Rows of a block that are no copies."""
-  count = files.read_json(cleaned.path(f"{name}.json"))["kept"]
-  return np.setdiff1d(np.arange(count), files.read_arrays(deduped.path(f"{name}.npz"))["copies"])
-
-
-def order(keys: np.ndarray, seed: int) -> np.ndarray:
-  """The place of samples in the order of the data set, uint64: by content, so that neither blocks nor workers change it."""
-  return tokens.mix(keys ^ tokens.mix(np.array([seed + 1], np.uint64)))
-
-
-def is_test(source: str, holdout: int) -> bool:
-  """Whether a page, named by its sample's source, is held out."""
-  return holdout > 0 and zlib.crc32(source.encode()) % holdout == 0
-
-
 def _select(names: Sequence[str], config: Mapping[str, Any], cleaned, deduped, stage) -> list[str]:
   def work():
     size: dict[str, int] = {}
     count: dict[str, int] = {}
     probes: dict[str, list[tuple[int, str, int]]] = {}
+    if config["quality"]["unique_lines"]:
+      lines.choose(sorted(names), config, cleaned, deduped, stage)
     for name in sorted(names):
       arrays = files.read_arrays(cleaned.path(f"{name}.npz"))
-      rows = survivors(name, cleaned, deduped)
-      groups, place, amount = arrays[config["mixture"]["by"]][rows], order(arrays["key"][rows], config["seed"]), arrays["bytes"][rows]
+      rows = place.survivors(name, cleaned, deduped)
+      groups, at, amount = place.groups(arrays, config)[rows], place.order(arrays["key"][rows], config["seed"]), arrays["bytes"][rows]
+      if config["quality"]["unique_lines"]:
+        amount = lines.sizes(name, cleaned, stage)[rows]
       for group in np.unique(groups).tolist():
         inside = np.flatnonzero(groups == group)
         size[group] = size.get(group, 0) + int(amount[inside].sum())
         count[group] = count.get(group, 0) + len(inside)
-        first = inside[np.argsort(place[inside])[:_PROBES]]
-        probes[group] = sorted(probes.get(group, []) + [(int(place[i]), name, int(rows[i])) for i in first])[:_PROBES]
+        first = inside[np.argsort(at[inside])[:_PROBES]]
+        probes[group] = sorted(probes.get(group, []) + [(int(at[i]), name, int(rows[i])) for i in first])[:_PROBES]
     per_token = _bytes_per_token(probes, config["tokenizer"], cleaned)
     amounts = {group: size[group] / per_token[group] for group in sorted(size)}
     shares = _shares(amounts, config)
@@ -74,8 +63,13 @@ def _select(names: Sequence[str], config: Mapping[str, Any], cleaned, deduped, s
   return [stages.finish(stage, "plan", work)]
 
 
+@functools.cache
+def tokenizer(path: str) -> tokenizer_lib.Tokenizer:
+  """The one that counts; "" is the shipped one."""
+  return tokenizer_lib.Tokenizer(path) if path else tokenizer_lib.Tokenizer()
+
+
 def _bytes_per_token(probes, path: str, cleaned: stages.Stage) -> dict[str, float]:
-  tokenizer = tokenizer_lib.Tokenizer(path) if path else tokenizer_lib.Tokenizer()
   wanted = {(name, row): group for group, found in probes.items() for _, name, row in found}
   total = {group: [0, 0] for group in probes}
   for name in sorted({name for name, _ in wanted}):
@@ -83,7 +77,7 @@ def _bytes_per_token(probes, path: str, cleaned: stages.Stage) -> dict[str, floa
       if (group := wanted.get((name, row))) is not None:
         text = clean.text_of(sample)
         total[group][0] += len(text.encode("utf-8", "surrogatepass"))
-        total[group][1] += len(tokenizer.encode(text))
+        total[group][1] += len(tokenizer(path).encode(text))
   return {group: read / max(made, 1) for group, (read, made) in total.items()}
 
 

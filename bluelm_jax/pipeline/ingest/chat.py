@@ -1,6 +1,6 @@
 """Rows of JSON data sets to Samples: documents, conversations in the OpenAI form and in LLaVA's.
 
-  {"text": ...}                                                       (also "content")
+  {"text": ...}                                                       (also "content"; "repository" or "book", and "path" in it, are kept)
   {"messages": [{"role": "user", "content": ... or parts}, ...]}      (image parts: data: URLs, or paths)
   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\n..."}, ...]}
 
@@ -16,6 +16,7 @@ from bluelm_jax.data.sample import Sample
 
 _LLAVA = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _ROLES = ("system", "user", "assistant")
+_PLACE = ("repository", "book", "path")
 
 
 def sample(row: Mapping[str, Any], source: str, licence: str, folder: str) -> Sample:
@@ -29,7 +30,7 @@ def sample(row: Mapping[str, Any], source: str, licence: str, folder: str) -> Sa
   licence = row["licence"] if isinstance(row.get("licence"), str) else licence
   text = row.get("text") or row.get("content")
   if isinstance(text, str):
-    return Sample(source, licence, text)
+    return Sample(source, licence, text, meta={key: row[key] for key in _PLACE if isinstance(row.get(key), str)})
   if row.get("messages"):
     messages, images = _openai(row["messages"], folder)
   elif row.get("conversations"):

@@ -8,20 +8,26 @@ A block is a list of pieces (source, path, start, stop); what start and stop cou
 import dataclasses
 import glob
 import gzip
+import io
 import json
 import os
 import pathlib
+import posixpath
 from typing import Iterator, Mapping
+
+from PIL import Image
 
 from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline.ingest import chat
+from bluelm_jax.pipeline.ingest import code
 from bluelm_jax.pipeline.ingest import debian
 from bluelm_jax.pipeline.ingest import html
 from bluelm_jax.pipeline.ingest import man
 
-KINDS = ("html", "man", "markdown", "text", "pdf", "html_images", "captioned_images", "json", "parquet", "array_record")
+KINDS = ("html", "html_interleaved", "man", "markdown", "text", "pdf", "code", "html_images", "captioned_images", "json", "parquet", "array_record")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_ICON = 48  # pixels; a smaller image in a page says less than the text around it
 Piece = tuple[str, str, int, int]
 
 
@@ -35,6 +41,8 @@ def files(source: Mapping, work: pathlib.Path) -> tuple[str, list[str]]:
   paths = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
   if source["kind"] == "captioned_images":
     paths = [p for p in paths if p.lower().endswith(_IMAGES)]
+  if source["kind"] == "code":
+    paths = [p for p in paths if code.language(p)]
   if not paths:
     raise ValueError(f"no files match {pattern}; check the source's path")
   fixed = pattern.split("*")[0] if "*" in pattern else os.path.dirname(pattern) + "/"
@@ -107,6 +115,11 @@ def _samples(piece: Piece, source: Mapping, folder: str) -> Iterator[Sample | Va
       yield from _rows(path, source["kind"], start, stop, f"{name}: {page}", source["licence"])
     elif source["kind"] in ("html_images", "captioned_images"):
       yield from _images(path, source["kind"], f"{name}: {page}", source["licence"])
+    elif source["kind"] == "code":
+      meta = {"language": "code", "domain": "computing", "code": code.language(path)}
+      yield Sample(f"{name}: {page}", source["licence"], _text(path), meta=meta)
+    elif source["kind"] in ("html", "html_interleaved"):
+      yield _page(path, page, source["kind"], f"{name}: {page}", source["licence"])
     else:
       text = "\n".join(_paragraphs(path, source["kind"]))
       yield Sample(f"{name}: {page}", source["licence"], text)
@@ -123,9 +136,28 @@ def _text(path: str) -> str:
     return data.decode("gb18030", errors="replace")  # the other encoding of Chinese text
 
 
-def _paragraphs(path: str, kind: str) -> list[str]:
+def _page(path: str, page: str, kind: str, source: str, licence: str) -> Sample:
+  """A page of HTML; meta names the page that follows, if it says so."""
+  text = _text(path)
+  following = html.following(text).partition("#")[0]
+  meta = {"next": posixpath.normpath(posixpath.join(posixpath.dirname(page), following))} if following else {}
   if kind == "html":
-    return html.paragraphs(_text(path))
+    return Sample(source, licence, "\n".join(html.paragraphs(text)), meta=meta)
+  text, images = html.interleaved(text, lambda where: _figure(pathlib.Path(path).parent / where))
+  return Sample(source, licence, text, images=tuple(images), meta=meta)
+
+
+def _figure(path: pathlib.Path) -> bytes | None:
+  """An image of a page, unless it is an icon, absent or damaged."""
+  try:
+    data = path.read_bytes() if path.suffix.lower() in _IMAGES else b""
+    size = Image.open(io.BytesIO(data)).size
+  except (OSError, ValueError, Image.DecompressionBombError):
+    return None
+  return data if min(size) >= _ICON else None
+
+
+def _paragraphs(path: str, kind: str) -> list[str]:
   if kind == "man":
     return man.paragraphs(_text(path))
   if kind == "markdown":

@@ -6,6 +6,8 @@ The paper's list of bad words is not applied, and "{" is left to the other rules
 import itertools
 import re
 
+from bluelm_jax.data.forms import MARK
+
 _END = (".", "!", "?", '"', "”", "。", "！", "？", "；", "…", "」", "）。")
 _SENTENCE = re.compile(r"[.!?](?=\s|$|[\"”'])|[。！？；]")
 _BOILERPLATE = re.compile(r"lorem ipsum|javascript (?:is|must be) (?:disabled|enabled)|enable javascript|terms of use|privacy policy|cookie policy|uses cookies|use of cookies", re.I)
@@ -13,8 +15,8 @@ _BOILERPLATE_ZH = re.compile("版权所有|备案号|ICP备|点击(?:查看|下�
 
 
 def prose_lines(text: str) -> str:
-  """The lines that end a sentence, have five words (eight Han characters) and are no boilerplate."""
-  return "\n".join(line for line in text.split("\n") if _is_prose(line))
+  """The lines that end a sentence, have five words (eight Han characters) and are no boilerplate, and marks of images."""
+  return "\n".join(line for line in text.split("\n") if MARK in line or _is_prose(line))
 
 
 def _is_prose(line: str) -> bool:
