@@ -34,3 +34,12 @@ def detect(text: str) -> tuple[str, float]:
     return "en", 1.0
   best = _detector().detect(text.lower() if text.isupper() else text, model="lite")  # it takes capitals for other languages
   return (best[0]["lang"], best[0]["score"]) if best else ("", 0.0)
+
+
+def of_question(text: str) -> str:
+  """Code of a short text that may be formulas for the most part: those have no language, and fastText sees many in them."""
+  han = len(HAN.findall(text))
+  if han and not _KANA_HANGUL.search(text) and han >= len(re.findall("[a-zA-Z]{3,}", text)):
+    return "zh"
+  code, sure = detect(text)
+  return code if sure >= 0.8 else "en"

@@ -26,6 +26,7 @@ def get_config(what: str = "demo"):
   if what == "demo":
     c.sources.tasks = dict(kind="tasks", path="*", licence="Apache-2.0", count=200)
     c.reasoning.generator.function = "bluelm_jax.pipeline.reasoning.demo:solve"
+    c.reasoning.rewrite = ("paraphrase", "translate", "numbers")
     c.reasoning.long_tokens = 40
   elif what == "gym":
     c.sources.easy = dict(kind="reasoning_gym", path="chain_sum,leg_counting,number_sorting,propositional_logic,syllogism,simple_equations", licence="Apache-2.0", levels=(0, 1, 2))

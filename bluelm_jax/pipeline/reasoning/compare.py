@@ -4,8 +4,11 @@ import fractions
 import re
 
 TOLERANCE = 1e-6
-_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:\s*/\s*\d+)?")
-_LETTER = re.compile(r"[(（\s]*([A-Ja-j])(?:[)）.．:：、\s].*)?", re.DOTALL)
+_NUMBER = re.compile(
+    r"(?:[a-zA-Z]\s*=\s*)?([-+]?)\s*[$¥€£]?\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)((?:[eE][-+]?\d{1,2})?)((?:\s*/\s*\d+)?)"
+    r"\s*(?:[%°\u4e00-\u9fff]\D*|(?<=\s)[^\W\d]\D*)?", re.DOTALL)
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_LETTER = re.compile(r"[(（\s]*([A-Ja-j])(?:[)）.．:：].*)?", re.DOTALL)
 _WRAP = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -21,10 +24,11 @@ def letter(answer: str) -> str:
 
 
 def number(answer: str) -> fractions.Fraction | None:
-  """The only number in an answer such as "1,200 m" or "3/4"; None where there is none or more than one. 50% is 50."""
-  found = _NUMBER.findall(answer.replace("−", "-"))
+  r"""The number of an answer such as "1,200 m", "3/4", "x = 5" or "$\frac{1}{2}$"; None where it says anything else. 50% is 50."""
+  text = _FRACTION.sub(r"\1/\2", _WRAP.sub(r" \1", answer)).replace("−", "-").replace("\\", "")  # \% and \$
+  found = _NUMBER.fullmatch(text.strip().strip("$").rstrip(".。 ").lstrip())
   try:
-    return fractions.Fraction(found[0].replace(",", "").replace(" ", "")) if len(found) == 1 else None
+    return fractions.Fraction("".join(found.groups()).replace(",", "").replace(" ", "")) if found else None
   except (ValueError, ZeroDivisionError):
     return None
 

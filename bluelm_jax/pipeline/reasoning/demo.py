@@ -28,7 +28,7 @@ def solve(prompts: Sequence[Sequence[Mapping[str, Any]]], n: int, error: float =
   return [[_reply(prompt[0]["content"], i, error, malformed) for i in range(n)] for prompt in prompts]
 
 
-wrong_half = functools.partial(solve, error=0.25)
+worse = functools.partial(solve, error=0.1)  # a third of the answers are wrong
 
 
 def _reply(text: str, i: int, error: float, malformed: float) -> str:
@@ -36,7 +36,7 @@ def _reply(text: str, i: int, error: float, malformed: float) -> str:
   if "<question>" in text:
     return f"<question>{_rewritten(text, rng)}</question>"
   chinese = bool(re.search("结果|请", text))
-  steps, answer = _work(text, rng, error)
+  steps, answer = work(text, rng, error)
   short = rng.random() < 0.5
   thought = "".join(f"{step};" for step in steps)
   if not short:  # restates the whole, then goes through it again
@@ -49,7 +49,7 @@ def _reply(text: str, i: int, error: float, malformed: float) -> str:
   return str(rng.choice([f"<think>{thought}", said, f"<think>{thought}</think>", f"<think>{thought} {other}</think>{said}", f"<think>{thought}</think><think>{thought}</think>{said}"]))
 
 
-def _work(text: str, rng: np.random.Generator, error: float) -> tuple[list[str], str]:
+def work(text: str, rng: np.random.Generator, error: float) -> tuple[list[str], str]:
   """(what each step says, the answer)."""
   question = text.splitlines()[0]
   steps = []

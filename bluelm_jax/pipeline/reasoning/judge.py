@@ -25,7 +25,7 @@ from bluelm_jax.pipeline.reasoning import vote
 class Verdict(NamedTuple):
   """Of one question's paths: `broken`, the first rule that each breaks or ""; `rate`, the share that is right; `outcome`, "solved" or why not.
 
-  `label` is the answer by which a path is right: the reference or the majority's.
+  `label` is the answer by which a path is right: the reference or the majority's; "" where there is none, or many would do.
   """
 
   broken: list[str]
@@ -158,7 +158,7 @@ def _count(kind: dict[str, Any], verdict: Verdict, broken: Sequence[str], sample
       kind["removed"][rule] = kind["removed"].get(rule, 0) + 1
   for sample in samples:
     kind[sample.meta["style"]] += 1
-  if verdict.label:
+  if verdict.outcome in ("solved", "unsolved", "too_easy", "too_hard"):
     kind["pass_rates"][int(np.ceil(10 * verdict.rate - 1e-9))] += 1
 
 

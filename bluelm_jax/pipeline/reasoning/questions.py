@@ -53,7 +53,7 @@ def make(text: str, source: str, licence: str, question: Mapping[str, Any], show
   """A question Sample; `shown` is its content with images, and these; `code` its language, where it is known."""
   content, images = shown or (text, ())
   return Sample(source, licence, messages=({"role": "user", "content": content},), images=images, meta={
-      "language": code or language_of(text), "question": {"id": source, **question}})
+      "language": code or language.of_question(text), "question": {"id": source, **question}})
 
 
 def _options(row) -> list:
@@ -77,9 +77,3 @@ def _images(row, text: str, folder: str):
   # The words of an answer are no part of a question; LLaVA's reader wants one.
   found = chat.sample({"image": given, "conversations": [{"from": "human", "value": marked}, {"from": "gpt", "value": "-"}]}, "", "", folder)
   return found.messages[0]["content"], found.images
-
-
-def language_of(text: str) -> str:
-  """Formulas have no language: what is unsure counts as Chinese with Han characters, else as English."""
-  code, sure = language.detect(text)
-  return code if sure >= 0.5 else "zh" if language.han_share(text) else "en"

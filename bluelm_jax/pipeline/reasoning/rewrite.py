@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import clean
 from bluelm_jax.pipeline import decontaminate
+from bluelm_jax.pipeline import language as languages
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.normalise import normalise
 from bluelm_jax.pipeline.reasoning import generator
@@ -42,7 +43,7 @@ def broken(question: Sample, kind: str, text: str) -> str:
     return "rewrite_missing"
   if tokens.split_words(text) == tokens.split_words(before):
     return "rewrite_same"
-  if (questions.language_of(text) == "zh") != ((language == "zh") != (kind == "translate")):
+  if (languages.of_question(text) == "zh") != ((language == "zh") != (kind == "translate")):
     return "rewrite_language"
   if kind in prompts.KEEP_ANSWER and numbers_differ(before, text):
     return "rewrite_numbers"

@@ -9,10 +9,13 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
 from typing import Any, Mapping
+
+from bluelm_jax.pipeline.reasoning import generated
 
 _START = 120.0  # seconds to import a library on a busy machine
 _MEMORY = 4 << 30
@@ -65,7 +68,7 @@ class Verifier:
 
   def _say(self, request: list, seconds: float) -> Any:
     try:
-      self._process.stdin.write(json.dumps(request).encode() + b"\n")
+      self._process.stdin.write(json.dumps([*request, seconds]).encode() + b"\n")
       self._process.stdin.flush()
       ready, _, _ = select.select([self._process.stdout], [], [], seconds)
       line = self._process.stdout.readline() if ready else b""
@@ -102,8 +105,6 @@ def _math(reference: str, answer: str) -> bool:
 
 
 def _gym(task: Mapping[str, Any], answer: str) -> bool | str:
-  from bluelm_jax.pipeline.reasoning import generated
-
   item = generated.gym_item(task)
   if item["question"].strip() != task["question"]:
     return f"reasoning-gym made another question of {task['task']} {task['index']} than before; run it with the version of the first run"
@@ -120,11 +121,11 @@ def _serve() -> None:
   resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
   for line in requests:
-    kind, arguments = json.loads(line)
+    kind, arguments, seconds = json.loads(line)
+    signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # the kernel ends us, in the midst of C code too, should nobody be left to do so
     if arguments is None:
       try:
-        __import__({"math": "math_verify", "gym": "reasoning_gym"}[kind])
-        verdict = True
+        verdict = _math("x^2", r"\frac{x^3}{x}") if kind == "math" else bool(generated.version())  # what is slow the first time
       except ImportError as e:
         verdict = f"{e}; pip install 'bluelm_jax[reasoning]'"
     else:
@@ -134,6 +135,7 @@ def _serve() -> None:
         verdict = False
     verdicts.write(json.dumps(verdict if isinstance(verdict, str) else bool(verdict)) + "\n")
     verdicts.flush()
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
