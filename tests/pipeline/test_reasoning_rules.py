@@ -131,6 +131,16 @@ def test_a_check_that_hangs_is_killed_and_the_next_one_works(check):
   assert process.poll() is not None and check.math("2", "1+1") and check._process is not process
 
 
+@pytest.mark.parametrize("module", ["math_verify", "reasoning_gym"])
+def test_a_library_that_is_not_there_is_one_line(tmp_path, monkeypatch, module):
+  (tmp_path / f"{module}.py").write_text("raise ImportError('not here')")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  found = verifier.Verifier(3.0)
+  with pytest.raises(ValueError, match="pip install 'bluelm_jax.reasoning.'"):
+    found.math("1", "2") if module == "math_verify" else found.gym({"task": "chain_sum"}, "1")
+  found.close()
+
+
 def test_the_verifier_sees_no_secret(check, monkeypatch):
   monkeypatch.setenv("SOME_KEY", "secret")
   check.close()

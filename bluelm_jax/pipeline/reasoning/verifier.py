@@ -59,12 +59,15 @@ class Verifier:
         env = {k: os.environ[k] for k in _PASSED if k in os.environ} | {"PYTHONDONTWRITEBYTECODE": "1"}
         self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
       if kind not in self._loaded:
-        self._say([kind, None], _START)
+        self._told(self._say([kind, None], _START))
         self._loaded.add(kind)
-      verdict = self._say([kind, arguments], self._seconds)
-      if isinstance(verdict, str):
-        raise ValueError(verdict)
-      return verdict
+      return self._told(self._say([kind, arguments], self._seconds))
+
+  def _told(self, verdict: bool | str) -> bool:
+    """A verdict; a text is what the user has to do first."""
+    if isinstance(verdict, str):
+      raise ValueError(verdict)
+    return verdict
 
   def _say(self, request: list, seconds: float) -> Any:
     try:
@@ -126,8 +129,10 @@ def _serve() -> None:
     if arguments is None:
       try:
         verdict = _math("x^2", r"\frac{x^3}{x}") if kind == "math" else bool(generated.version())  # what is slow the first time
+      except ValueError as e:  # generated's, which says so itself
+        verdict = str(e)
       except ImportError as e:
-        verdict = f"{e}; pip install 'bluelm_jax[reasoning]'"
+        verdict = f"answers need a check by a library ({e}); pip install 'bluelm_jax[reasoning]'"
     else:
       try:
         verdict = (_math if kind == "math" else _gym)(*arguments)
