@@ -8,11 +8,13 @@ from typing import Any, Mapping
 from etils import epath
 
 import bluelm_jax
+from bluelm_jax.pipeline import charts
 from bluelm_jax.pipeline import documents
 from bluelm_jax.pipeline import files
 from bluelm_jax.pipeline import join
 from bluelm_jax.pipeline import reach
 from bluelm_jax.pipeline import stages
+from bluelm_jax.pipeline.reasoning import report
 
 _LABELS = ("language", "domain", "ability", "source", "licence")
 
@@ -39,7 +41,7 @@ def finish(config: Mapping[str, Any], output: str, stage: Mapping[str, stages.St
     manifest["tokens"] = round(sum(g["tokens"] * g["kept"] for g in groups.values()))
   files.write_json(f"{output}/manifest.json", manifest)
   removed = collections.defaultdict(list)
-  for name in ("clean", "dedup"):
+  for name in _removing(stage):
     for counts in stage[name].counts().values():
       for rule, (_, examples) in counts["removed"].items():
         removed[rule] += examples
@@ -52,10 +54,12 @@ def _yields(stage: Mapping[str, stages.Stage]) -> dict[str, Any]:
   found: dict[str, Any] = {}
   ingest = stage["ingest"].counts().values()
   found["ingest"] = {"documents": sum(c["documents"] for c in ingest), "unreadable": sum(c["unreadable"] for c in ingest)}
-  for name in ("clean", "dedup"):
+  for name in _removing(stage):
     counts = stage[name].counts().values()
     removed = sum((collections.Counter({rule: n for rule, (n, _) in c["removed"].items()}) for c in counts), collections.Counter())
     found[name] = {"documents": sum(c["documents"] for c in counts), "kept": sum(c["kept"] for c in counts), "removed": dict(sorted(removed.items()))}
+  if "judge" in stage:
+    found["reasoning"] = report.yields(stage)
   return found
 
 
@@ -63,6 +67,11 @@ def _long(config: Mapping[str, Any], shards: Mapping[str, Mapping], kept: float)
   """The report of long range (reach.py); `kept` is the share of the text that stands in samples."""
   total = {label: {key: sum(s["reach"][label][key] for s in shards.values()) for key in reach.COUNTS} for label in (join.NATIVE, join.JOINED)}
   return {"far_is": config["join"]["far"], "kept": kept, **{label: reach.shares(t) for label, t in total.items()}}
+
+
+def _removing(stage: Mapping[str, stages.Stage]) -> list[str]:
+  """The stages that remove samples."""
+  return [name for name in ("clean", "dedup", "rewrite", "judge") if name in stage]
 
 
 def _packing(shards: Mapping[str, Mapping], row: int, output: str) -> dict[str, Any]:
@@ -76,26 +85,12 @@ def _packing(shards: Mapping[str, Mapping], row: int, output: str) -> dict[str, 
 _STYLE = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}td,th{padding:.1em .8em .1em 0;text-align:left;vertical-align:top}pre{white-space:pre-wrap;background:#f4f4f4;padding:.6em}rect{fill:#4a7ab5}svg text{font:12px system-ui,sans-serif}h2{margin-top:1.6em}"
 
 
-def _bars(counts: Mapping[str, float]) -> str:
-  """A bar chart as inline SVG."""
-  largest = max([*counts.values(), 1])
-  rows = "".join(
-      f'<text x="0" y="{20 * i + 14}">{html.escape(str(name))}</text><rect x="240" y="{20 * i + 3}" width="{max(360 * n / largest, 1):.1f}" height="14"/>'
-      f'<text x="{246 + 360 * n / largest:.1f}" y="{20 * i + 14}">{n:,.0f}</text>' for i, (name, n) in enumerate(counts.items()))
-  return f'<svg width="700" height="{20 * len(counts) + 4}" role="img">{rows}</svg>'
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-  cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in row) + "</tr>" for row in rows)
-  return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + f"</tr>{cells}</table>"
-
-
 def _long_section(long: Mapping[str, Any]) -> list[str]:
   names = ("samples", "tokens", "beyond", "own", "far", "control", "true")
   rows = [[label, *("-" if (x := long[label][k]) is None else f"{x:,}" if isinstance(x, int) else f"{x:.1%}" for k in names)] for label in (join.NATIVE, join.JOINED)]
   return [
       f"<p>{long['kept']:.1%} of the clean text stands in these samples; the rest has too few tokens in its repository or book, or the mixture's budget leaves it out. "
-      f"N = {long['far_is']:,} tokens.</p>", _table(["", *names], rows), f"<pre>{html.escape(reach.__doc__)}</pre>"]
+      f"N = {long['far_is']:,} tokens.</p>", charts.table(["", *names], rows), f"<pre>{html.escape(reach.__doc__)}</pre>"]
 
 
 def _card(manifest: Mapping[str, Any], shards: Mapping[str, Mapping], removed: Mapping[str, list]) -> str:
@@ -104,19 +99,21 @@ def _card(manifest: Mapping[str, Any], shards: Mapping[str, Mapping], removed: M
   octaves = collections.Counter()
   for shard in shards.values():
     octaves.update({i: n for i, n in enumerate(shard["octaves"]) if n})
-  steps = {"read": y["ingest"]["documents"], "clean": y["clean"]["kept"], "no copies": y["dedup"]["kept"], "written": m["documents"]}
+  names = {"clean": "clean", "dedup": "no copies", "rewrite": "with rewritten", "judge": "good paths"}
+  steps = {"read": y["ingest"]["documents"], **{label: y[name]["kept"] for name, label in names.items() if name in y}, "written": m["documents"]}
+  gone = {"unreadable": y["ingest"]["unreadable"], **sum((collections.Counter(y[name]["removed"]) for name in names if name in y), collections.Counter())}
   out = [
       f"<!doctype html><meta charset=utf-8><title>{html.escape(m['name'])}</title><style>{_STYLE}</style><h1>{html.escape(m['name'])}</h1>",
       f"<p>{m['documents']:,} samples, {m['bytes']:,} bytes of text, {m['tokens']:,} tokens ({html.escape(m['tokens_are'])}), {m['images']:,} images.</p>",
-      "<h2>From source to shard</h2>", _bars(steps), "<h2>Removed, by rule</h2>", _bars({"unreadable": y["ingest"]["unreadable"], **y["clean"]["removed"], **y["dedup"]["removed"]}),
-      "<h2>Mixture</h2>", _table(
+      "<h2>From source to shard</h2>", charts.bars(steps), "<h2>Removed, by rule</h2>", charts.bars(gone), *(report.card(y["reasoning"]) if "reasoning" in y else []),
+      "<h2>Mixture</h2>", charts.table(
           ["group", "samples", "tokens", "share", "epochs", "written"],
           [[name, f"{g['documents']:,}", f"{g['tokens']:,}", f"{g['share']:.3f}", f"{g['epochs']:.2f}", f"{g['kept']:.0%}"] for name, g in m["groups"].items()])]
   if "long" in m:
     out += ["<h2>Long range</h2>", *_long_section(m["long"])]
   for label in _LABELS:
-    out += [f"<h2>By {label}</h2>", _bars(by_count[label])]
-  out += ["<h2>Length in characters</h2>", _bars({f"{2 ** (i - 1):,} to {2 ** i - 1:,}": octaves[i] for i in sorted(octaves)}), "<h2>Samples</h2>"]
+    out += [f"<h2>By {label}</h2>", charts.bars(by_count[label])]
+  out += ["<h2>Length in characters</h2>", charts.bars({f"{2 ** (i - 1):,} to {2 ** i - 1:,}": octaves[i] for i in sorted(octaves)}), "<h2>Samples</h2>"]
   for name, shard in shards.items():
     out += [f"<h3>{html.escape(name)}</h3>"] + [f"<p>{html.escape(source)} ({html.escape(licence)})</p><pre>{html.escape(text)}</pre>" for source, licence, text in shard["examples"]]
   out.append("<h2>What was removed</h2>")

@@ -85,7 +85,7 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
         removed[rule].append(sample)
     return [sample for sample, rule in zip(samples, rules) if not rule]
 
-  samples = [_normalised(sample) for sample in samples]
+  samples = [sample if "question" in sample.meta else _normalised(sample) for sample in samples]  # puzzles are drawn with spaces
   if quality["prose_lines"]:
     samples = [dataclasses.replace(s, text=c4.prose_lines(s.text)) if is_page(s) else s for s in samples]
   samples = keep(samples, ["" if text_of(s) else "empty" for s in samples])
@@ -122,18 +122,26 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   for sample, label in zip(samples, given):
     sample.meta.setdefault("domain", label)
     sample.meta["ability"] = classify.ability(sample)
-  counted = {rule: (len(gone), [(s.source, text_of(s)[:_EXAMPLE]) for s in gone[:_EXAMPLES]]) for rule, gone in sorted(removed.items())}
+  gone = {rule: [(s.source, text_of(s)) for s in some] for rule, some in removed.items()}
   arrays = compare(samples, texts, hashes, words)
-  return Cleaned(samples, {**arrays, **_line_arrays(samples)} if quality["unique_lines"] else arrays, counted)
+  return Cleaned(samples, {**arrays, **_line_arrays(samples)} if quality["unique_lines"] else arrays, counted(gone))
+
+
+def counted(removed: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, tuple[int, list[tuple[str, str]]]]:
+  """rule -> (count, some of the (source, beginning)) of rule -> [(source, text)]."""
+  return {rule: (len(gone), [(source, text[:_EXAMPLE]) for source, text in gone[:_EXAMPLES]]) for rule, gone in sorted(removed.items())}
 
 
 def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[list[int]], words: tokens.Words) -> dict[str, np.ndarray]:
   """What later stages know of samples without reading them.
 
   `key` uint64: equal for copies. `signature` uint8 [D, P]: low bytes of MinHash, and `band` uint64 [D, BANDS]; of texts alone. `near`
-  bool: whether those count. `image` uint64: of a captioned image, 0 for others. `bytes`, `language`, `domain`, `source`: for the mixture.
+  bool: whether those count; of questions only equal ones are copies. `image` uint64: of a captioned image, 0 for others. `bytes`, `language`, `domain`, `source`, `style`: for the mixture.
   """
   key = tokens.keys(words)
+  asked = np.array(["question" in s.meta for s in samples], bool)
+  for i in np.flatnonzero(asked):  # one sign makes another question
+    key[i] = tokens.exact_key(texts[i])
   for i, found in enumerate(hashes):
     for value in found:
       key[i] = tokens.mix((key[i : i + 1] + np.uint64(1)) ^ np.uint64(value))[0]
@@ -141,11 +149,11 @@ def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[li
   bands = [dedup.band_keys(signature, band) for band in range(dedup.BANDS)]
   return dict(
       key=key, signature=signature.astype(np.uint8), band=np.stack(bands, 1),
-      near=np.array([not s.images or is_page(s) for s in samples], bool) & (np.diff(words.starts) >= dedup.SHINGLE),
+      near=np.array([not s.images or is_page(s) for s in samples], bool) & ~asked & (np.diff(words.starts) >= dedup.SHINGLE),
       image=np.array([h[0] if h and not s.messages and not is_page(s) else 0 for s, h in zip(samples, hashes)], np.uint64),
       bytes=np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64),
       language=np.array([s.meta["language"] for s in samples], "U8"), domain=np.array([s.meta["domain"] for s in samples], "U32"),
-      source=np.array([source_name(s) for s in samples], "U64"))
+      source=np.array([source_name(s) for s in samples], "U64"), style=np.array([s.meta.get("style", "") for s in samples], "U8"))
 
 
 def _line_arrays(samples: Sequence[Sample]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import functools
 import re
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA_HANGUL = re.compile("[\u3041-\u30ff\uac00-\ud7af]")
 # Words that no other language in ASCII has so many of; knowing English by them spares the model, which takes 0.1 ms a text.
 _ENGLISH = frozenset("the of and that with this which from are".split())
@@ -12,7 +12,7 @@ _READ = 200  # characters shown to the model: more costs time and changes little
 
 def han_share(text: str) -> float:
   """Share of the characters that are Han."""
-  return 0.0 if text.isascii() else len(_HAN.findall(text)) / max(len(text), 1)
+  return 0.0 if text.isascii() else len(HAN.findall(text)) / max(len(text), 1)
 
 
 @functools.cache
@@ -34,3 +34,12 @@ def detect(text: str) -> tuple[str, float]:
     return "en", 1.0
   best = _detector().detect(text.lower() if text.isupper() else text, model="lite")  # it takes capitals for other languages
   return (best[0]["lang"], best[0]["score"]) if best else ("", 0.0)
+
+
+def of_question(text: str) -> str:
+  """Code of a short text that may be formulas for the most part: those have no language, and fastText sees many in them."""
+  han = len(HAN.findall(text))
+  if han and not _KANA_HANGUL.search(text) and han >= len(re.findall("[a-zA-Z]{3,}", text)):
+    return "zh"
+  code, sure = detect(text)
+  return code if sure >= 0.8 else "en"

@@ -13,19 +13,19 @@ import apache_beam as beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.transforms import environments
-import numpy as np
 
 from bluelm_jax.pipeline import card
 from bluelm_jax.pipeline import copies
 from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import defaults
+from bluelm_jax.pipeline import evaluation
 from bluelm_jax.pipeline import files
 from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import shards
 from bluelm_jax.pipeline import stages
 from bluelm_jax.pipeline.clean import clean
-from bluelm_jax.pipeline.clean import turn_texts
 from bluelm_jax.pipeline.ingest import read
+from bluelm_jax.pipeline.reasoning import blocks as reasoning
 
 _CLEAN = ("languages", "language_confidence", "ascii_signs", "quality", "decontaminate", "classifier")
 _SELECT = ("seed", "holdout", "holdout_by", "mixture", "tokenizer", "shard_bytes")
@@ -46,13 +46,13 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   c = config.to_dict()
   output = output.rstrip("/")
   blocks, folders = read.blocks(c["sources"], c["block_bytes"], pathlib.Path("sources" if "://" in output else f"{output}/sources"))
-  evaluation = _evaluation(c["decontaminate"])
-  states = [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in sorted({piece[1] for block in blocks for piece in block})]
+  exams = evaluation.read(c["decontaminate"])
+  asks = defaults.asks(config)  # questions, for which paths to the answers are to be found
 
   key, todo = "", []
   parts = dict(
-      ingest=[c["sources"], blocks, states], clean=[{k: c[k] for k in _CLEAN}, _digest(evaluation)], dedup=[c["dedup"]],
-      select=[{k: c[k] for k in _SELECT}], write=[c["max_bytes"], c["join"], c["packing_length"]])
+      ingest=[c["sources"], blocks, read.states(c["sources"], blocks)], clean=[{k: c[k] for k in _CLEAN}, evaluation.digest(exams)], dedup=[c["dedup"]],
+      **reasoning.keys(c) if asks else {}, select=[{k: c[k] for k in _SELECT}], write=[c["max_bytes"], c["join"], c["packing_length"]])
   stage = {}
   for name, part in parts.items():
     key = stages.key(key, part)
@@ -60,8 +60,9 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
     if not stage[name].open():
       todo.append(stage[name])
   if not files.exists(stage["clean"].path("evaluation.npz")):
-    decontaminate.save(stage["clean"].path("evaluation.npz"), evaluation)
+    decontaminate.save(stage["clean"].path("evaluation.npz"), exams)
 
+  ready, unique = (stage["judge"], stage["judge"]) if asks else (stage["clean"], stage["dedup"])  # the blocks to write, and what in them are copies
   names = [f"{i:06d}" for i in range(len(blocks))]
   work = dict(zip(names, blocks))
   if todo:
@@ -75,10 +76,12 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
           start |= "clean" >> beam.Map(_clean, c, stage["ingest"], stage["clean"]) | "cleaned" >> stages.Done(stage["clean"])
         if stage["dedup"] in todo:
           start |= "dedup" >> copies.FindCopies(c["dedup"], stage["clean"], stage["dedup"]) | "deduped" >> stages.Done(stage["dedup"])
+        if asks:
+          start = reasoning.add(start, c, output, stage, todo)
         if stage["select"] in todo:
-          start |= "select" >> select.Select(c, stage["clean"], stage["dedup"], stage["select"]) | "selected" >> stages.Done(stage["select"])
+          start |= "select" >> select.Select(c, ready, unique, stage["select"]) | "selected" >> stages.Done(stage["select"])
         if stage["write"] in todo:
-          _ = start | "write" >> shards.Write(c, output, stage["clean"], stage["dedup"], stage["select"], stage["write"])
+          _ = start | "write" >> shards.Write(c, output, ready, unique, stage["select"], stage["write"])
     except Exception as e:
       raise _user_error(e) from e
   return card.finish(c, output, stage)
@@ -131,37 +134,9 @@ def _readable(stage: stages.Stage, limit: float) -> None:
 def _clean(name: str, config, ingested: stages.Stage, stage: stages.Stage) -> str:
   def do():
     samples = files.read_samples(ingested.path(f"{name}.samples"))
-    found = clean(samples, config, _load(stage.path("evaluation.npz")))
+    found = clean(samples, config, evaluation.load(stage.path("evaluation.npz")))
     files.write_samples(stage.path(f"{name}.samples"), found.samples)
     files.write_arrays(stage.path(f"{name}.npz"), **found.arrays)
     return {"documents": len(samples), "kept": len(found.samples), "removed": found.removed}
 
   return stages.finish(stage, name, do)
-
-
-def _evaluation(paths: Sequence[str]) -> decontaminate.Tables:
-  """n-grams and images of evaluation sets."""
-  texts, images = [], []
-  for path in paths:
-    source = {"kind": "json" if path.endswith((".json", ".jsonl")) else "array_record", "path": path, "licence": "-"}
-    if source["kind"] == "array_record":
-      from bluelm_jax.data import sources  # knows assets/
-
-      source["path"] = str(sources.resolve(path))
-    blocks, folders = read.blocks({"evaluation": source}, 1 << 40, pathlib.Path("."))
-    for piece in (piece for block in blocks for piece in block):
-      for item in read.samples(piece, source, folders["evaluation"]):
-        if isinstance(item, ValueError):
-          raise ValueError(f"evaluation set {path} has an unreadable item ({item}); mend it")
-        texts += [item.text] if item.text else [text for message in item.messages for text in turn_texts(message)]
-        images += item.images
-  return decontaminate.tables(texts, images)
-
-
-@functools.lru_cache(maxsize=1)
-def _load(path: str) -> decontaminate.Tables:
-  return decontaminate.load(path)
-
-
-def _digest(found: decontaminate.Tables) -> list:
-  return [[n, len(table), int(np.bitwise_xor.reduce(table)) if len(table) else 0] for n, table in [*found.ngrams.items(), (0, found.images)]]

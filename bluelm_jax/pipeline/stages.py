@@ -125,4 +125,4 @@ class Progress(threading.Thread):
       self._documents[stage.name] = self._documents.get(stage.name, 0) + files.read_json(stage.path(name)).get("documents", 0)
     seen |= now
     count = self._documents[stage.name]
-    return f"{stage.name}: {len(now)}{f'/{self._blocks} blocks' if stage.name in ('ingest', 'clean', 'dedup') else ' files'}, {count:,} documents, {count / (time.monotonic() - since):,.0f} a second"
+    return f"{stage.name}: {len(now)}{' files' if stage.name in ('select', 'write') else f'/{self._blocks} blocks'}, {count:,} documents, {count / (time.monotonic() - since):,.0f} a second"

@@ -23,13 +23,17 @@ class Words(NamedTuple):
   starts: np.ndarray
 
 
+def _hash(text: str) -> int:
+  return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 class _Hashes(dict):
   """Word -> 64-bit hash that is the same in every process."""
 
   def __missing__(self, word: str) -> int:
     if len(self) > 1_000_000:
       self.clear()
-    self[word] = value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    self[word] = value = _hash(word)
     return value
 
 
@@ -87,3 +91,8 @@ def keys(found: Words) -> np.ndarray:
   total = np.zeros(len(place) + 1, np.uint64)
   np.cumsum(mix(found.hashes + place * _FACTOR), out=total[1:])  # wraps around, and so does the difference
   return mix(total[found.starts[1:]] - total[found.starts[:-1]])
+
+
+def exact_key(text: str) -> np.uint64:
+  """The key of one text where signs matter and spaces do not."""
+  return np.uint64(_hash("".join(text.split())))

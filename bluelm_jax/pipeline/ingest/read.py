@@ -6,6 +6,7 @@ A block is a list of pieces (source, path, start, stop); what start and stop cou
 """
 
 import dataclasses
+import functools
 import glob
 import gzip
 import io
@@ -13,7 +14,7 @@ import json
 import os
 import pathlib
 import posixpath
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping
 
 from PIL import Image
 
@@ -24,8 +25,14 @@ from bluelm_jax.pipeline.ingest import code
 from bluelm_jax.pipeline.ingest import debian
 from bluelm_jax.pipeline.ingest import html
 from bluelm_jax.pipeline.ingest import man
+from bluelm_jax.pipeline.reasoning import generated
+from bluelm_jax.pipeline.reasoning import questions
 
-KINDS = ("html", "html_interleaved", "man", "markdown", "text", "pdf", "code", "html_images", "captioned_images", "json", "parquet", "array_record")
+GENERATED = ("reasoning_gym", "tasks")  # their "files" are TASK@LEVEL
+QUESTIONS = ("questions", *GENERATED)
+KINDS = (
+    "html", "html_interleaved", "man", "markdown", "text", "pdf", "code", "html_images", "captioned_images", "json", "parquet", "array_record", *QUESTIONS)
+_QUESTION = 400  # bytes that a generated question counts as
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _ICON = 48  # pixels; a smaller image in a page says less than the text around it
 Piece = tuple[str, str, int, int]
@@ -33,6 +40,8 @@ Piece = tuple[str, str, int, int]
 
 def files(source: Mapping, work: pathlib.Path) -> tuple[str, list[str]]:
   """(folder that page names are relative to, sorted paths) of a source; ValueError where there are none."""
+  if source["kind"] in GENERATED:
+    return "", generated.names(source)
   pattern = source["path"]
   if source.get("package"):
     pattern = str(debian.unpack(source["package"], work) / pattern)
@@ -56,7 +65,7 @@ def blocks(sources: Mapping[str, Mapping], block_bytes: int, work: pathlib.Path)
     folders[name], paths = files(source, work)
     size = block_bytes  # every source opens a block of its own
     for path in paths:
-      for piece, weight in _pieces(name, source["kind"], path, block_bytes):
+      for piece, weight in _pieces(name, source, path, block_bytes):
         if size >= block_bytes:
           found.append([])
           size = 0
@@ -65,8 +74,20 @@ def blocks(sources: Mapping[str, Mapping], block_bytes: int, work: pathlib.Path)
   return found, folders
 
 
-def _pieces(name: str, kind: str, path: str, block_bytes: int) -> Iterator[tuple[Piece, int]]:
-  size = os.path.getsize(path)
+def states(sources: Mapping[str, Mapping], found: list[list[Piece]]) -> list:
+  """What changes when the files of blocks do, or the library that makes them."""
+  paths = sorted({piece[1] for block in found for piece in block if sources[piece[0]]["kind"] not in GENERATED})
+  made = [generated.version()] if any(s["kind"] == "reasoning_gym" for s in sources.values()) else []
+  return made + [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
+
+
+def _pieces(name: str, source: Mapping, path: str, block_bytes: int) -> Iterator[tuple[Piece, int]]:
+  if source["kind"] in GENERATED:  # start and stop are questions
+    count, step = generated.count(source), max(block_bytes // _QUESTION, 1)
+    for start in range(0, count, step):
+      yield (name, path, start, min(start + step, count)), _QUESTION * min(step, count - start)
+    return
+  kind, size = _format(source["kind"], path), os.path.getsize(path)
   if kind == "json" and path.endswith(".jsonl"):  # start and stop are bytes
     for start in range(0, max(size, 1), block_bytes):
       yield (name, path, start, min(start + block_bytes, size)), min(block_bytes, size - start)
@@ -78,6 +99,11 @@ def _pieces(name: str, kind: str, path: str, block_bytes: int) -> Iterator[tuple
       yield (name, path, start, stop), size * (stop - start) // count
   else:
     yield (name, path, 0, size), size
+
+
+def _format(kind: str, path: str) -> str:
+  """How a file is read: questions lie in two formats."""
+  return ("parquet" if path.endswith(".parquet") else "json") if kind == "questions" else kind
 
 
 def _count(kind: str, path: str) -> int:
@@ -111,8 +137,11 @@ def _samples(piece: Piece, source: Mapping, folder: str) -> Iterator[Sample | Va
   name, path, start, stop = piece
   page = path.removeprefix(folder)
   try:
-    if source["kind"] in ("json", "parquet", "array_record"):
-      yield from _rows(path, source["kind"], start, stop, f"{name}: {page}", source["licence"])
+    if source["kind"] in GENERATED:
+      yield from generated.samples(source, page, start, stop, name)
+    elif source["kind"] in ("json", "parquet", "array_record", "questions"):
+      make = functools.partial(questions.sample, check=source.get("check", "")) if source["kind"] == "questions" else chat.sample
+      yield from _rows(path, _format(source["kind"], path), start, stop, f"{name}: {page}", source["licence"], make)
     elif source["kind"] in ("html_images", "captioned_images"):
       yield from _images(path, source["kind"], f"{name}: {page}", source["licence"])
     elif source["kind"] == "code":
@@ -181,7 +210,7 @@ def _images(path: str, kind: str, source: str, licence: str) -> Iterator[Sample]
       yield Sample(f"{source} {where}", licence, alt, images=(image.read_bytes(),))
 
 
-def _rows(path: str, kind: str, start: int, stop: int, source: str, licence: str) -> Iterator[Sample | ValueError]:
+def _rows(path: str, kind: str, start: int, stop: int, source: str, licence: str, make: Callable) -> Iterator[Sample | ValueError]:
   if kind == "array_record":
     for i, record in enumerate(_reader(path).read(start, stop)):
       try:
@@ -191,7 +220,7 @@ def _rows(path: str, kind: str, start: int, stop: int, source: str, licence: str
     return
   for where, row in _parquet(path, start, stop) if kind == "parquet" else _json(path, start, stop):
     try:
-      yield chat.sample(json.loads(row) if isinstance(row, bytes) else row, f"{source}#{where}", licence, os.path.dirname(path))
+      yield make(json.loads(row) if isinstance(row, bytes) else row, f"{source}#{where}", licence, os.path.dirname(path))
     except (ValueError, RecursionError) as e:
       yield ValueError(f"{path}#{where}: {e}")
 

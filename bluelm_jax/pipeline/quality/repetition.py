@@ -28,13 +28,12 @@ def broken(texts: Sequence[str], languages: Sequence[str], words: tokens.Words) 
 
 
 def _duplicates(result: list[str], words: tokens.Words, scale: float) -> None:
-  size = np.maximum(_sums(words.lengths, words.starts), 1)
-  share = _duplicate(words, round(5 * scale)) / size
+  share = duplicate_share(words, round(5 * scale))
   _note(result, np.flatnonzero(share > _DUPLICATE[5]), "gopher_duplicate_5_grams")
   # What longer ones cover, the 5-grams inside them cover too: few texts need a second look.
   near = np.flatnonzero((share > min(_DUPLICATE.values())) & (share <= _DUPLICATE[5]))
   for n in range(6, 11):
-    share = _duplicate(tokens.take(words, near), round(n * scale)) / size[near]
+    share = duplicate_share(tokens.take(words, near), round(n * scale))
     _note(result, near[share > _DUPLICATE[n]], f"gopher_duplicate_{n}_grams")
 
 
@@ -94,6 +93,11 @@ def _duplicate(words: tokens.Words, n: int) -> np.ndarray:
   begins = at[order[again]]
   change = np.bincount(begins, minlength=len(words.hashes) + 1) - np.bincount(begins + n, minlength=len(words.hashes) + 1)
   return _sums(np.where(np.cumsum(change)[:-1] > 0, words.lengths, 0), words.starts)
+
+
+def duplicate_share(words: tokens.Words, n: int) -> np.ndarray:
+  """Share [D] of each text's characters that stand in n-grams which have occurred before in it."""
+  return _duplicate(words, n) / np.maximum(_sums(words.lengths, words.starts), 1)
 
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
