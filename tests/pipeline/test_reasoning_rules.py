@@ -7,10 +7,14 @@ import pytest
 
 pytest.importorskip("rensa")
 
+from bluelm_jax.pipeline import decontaminate
+from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.reasoning import choose
 from bluelm_jax.pipeline.reasoning import compare
 from bluelm_jax.pipeline.reasoning import generated
+from bluelm_jax.pipeline.reasoning import judge
+from bluelm_jax.pipeline.reasoning import prompts
 from bluelm_jax.pipeline.reasoning import questions
 from bluelm_jax.pipeline.reasoning import replies
 from bluelm_jax.pipeline.reasoning import rewrite
@@ -261,3 +265,53 @@ def test_near_copies_go_and_unlike_paths_stay():
   assert choose.choose(texts, 9, 0.8, 0)[1] == copies and len(choose.choose(texts, 9, 0.8, 0)[0]) == 3
   assert choose.choose(["3+4=7", "4+3=7", "3+4=7;"], 9, 0.8, 0)[1] in ([0], [2])  # too short for 5-grams: equal ones alone are copies
   assert choose.choose([], 2, 0.8, 0) == ([], [])
+
+
+# Judging.
+
+
+def judged(given, texts, **more):
+  """(kept, the one kind's counts) of a question and its replies."""
+  config = defaults.dataset().to_dict()
+  config["reasoning"].update({"thought_tokens": (1, 1000), "keep": 9, **more})
+  config["reasoning"]["generator"]["model"] = "m"
+  given.meta["domain"] = "general"
+  kept, kinds, _ = judge.judge([given], [[{"text": t, "thought": "", "finish": "stop"} for t in texts]], config, decontaminate.tables(["the pen of my aunt lies on the old table of your uncle"]))
+  return kept, next(iter(kinds.values()))
+
+
+def thinks(*answers):
+  return [f"<think>way {i} leads there</think>\\boxed{{{a}}}" for i, a in enumerate(answers)]
+
+
+def test_a_rewriting_whose_majority_finds_another_answer_is_left_out():
+  given = question(answer="7")
+  assert judged(given, thinks(7, 8, 8, 8))[1]["outcomes"] == {"solved": 1}
+  given.meta["question"]["rewriting"] = "paraphrase"
+  kept, counts = judged(given, thinks(7, 8, 8, 8))
+  assert not kept and counts["outcomes"] == {"rewrite_disagrees": 1} and counts["removed"] == {"rewrite_disagrees": 4}
+  assert len(judged(given, thinks(7, 7, 7, 8))[0]) == 3
+  assert judged(given, thinks(7, 7, 8, 9))[1]["outcomes"] == {"no_majority": 1}
+
+
+def test_what_is_refused_unsolved_contaminated_or_unchecked_is_counted():
+  assert judged(question(answer="7"), [])[1]["outcomes"] == {"refused": 1}
+  assert judged(question(answer="7"), thinks(8, 9))[1]["outcomes"] == {"unsolved": 1}
+  exam = "<think>The pen of my aunt lies on the old table of your uncle</think>\\boxed{7}"
+  assert judged(question(answer="7"), [exam, *thinks(7)])[1]["removed"] == {"contaminated": 1}
+  pytest.importorskip("math_verify")
+  kept, counts = judged(question(answer="3", check="math"), thinks("3", "3^{9999999999}"), check_seconds=1.0)
+  assert len(kept) == 1 and counts["removed"] == {"unchecked": 1} and counts["pass_rates"][5] == 1
+
+
+def test_styles_part_at_the_thoughts_tokens():
+  kept, counts = judged(question(answer="7"), ["<think>one two three four five six seven eight nine ten eleven</think>\\boxed{7}", *thinks(7)], long_tokens=14)
+  assert [s.meta["style"] for s in kept] == ["long", "short"] and counts["long"] == counts["short"] == 1
+
+
+def test_images_are_shown_to_the_generator_and_kept():
+  given = question(answer="2", image=PNG)
+  asked = prompts.solve(given)[0]["content"]
+  assert asked[0] == {"type": "image_url", "image_url": {"url": PNG}} and "boxed" in asked[-1]["text"]
+  kept, _ = judged(given, thinks(2))
+  assert kept[0].messages[0]["content"][0] == {"type": "image"} and kept[0].images == given.images
