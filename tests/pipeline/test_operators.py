@@ -175,14 +175,6 @@ def test_split_keeps_every_paragraph_within_the_size(paragraphs, most):
   assert "\n".join(pieces) == "\n".join(paragraphs) and max(map(len, pieces)) <= most
 
 
-def test_join_keeps_every_paragraph_in_order_within_the_size():
-  found = [(f"page{i // 7}", f"{i:03d}" + "x" * 297) for i in range(70)]
-  joined = list(documents.join(found, 1000, 3000, 4000))
-  assert "\n".join(text for _, text in joined) == "\n".join(text for _, text in found)
-  assert all(950 <= len(text) <= 4000 for _, text in joined)
-  assert all(pages == sorted(set(pages)) for pages, _ in joined)
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 120), max_size=60))
 def test_packing_places_each_once_and_within_the_row(lengths):

@@ -1,4 +1,4 @@
-"""The shipped prose, and the cleaning that made it."""
+"""The shipped prose."""
 
 import functools
 
@@ -6,7 +6,6 @@ import pytest
 
 from bluelm_jax.data import sources
 from bluelm_jax.pipeline import language
-from bluelm_jax.pipeline.text import build
 
 LICENCES = {"CC-BY-SA-3.0", "MPL-2.0", "PSF-2.0"}
 
@@ -65,17 +64,3 @@ def test_every_licence_is_attributed():
   notice = (sources.ASSETS / "TEXT.md").read_text("utf-8")
   for document in _read("train") + _read("test"):
     assert document.source.split(":")[0] in notice and document.licence in notice
-
-
-def test_paragraphs_leave_code_and_variants_out():
-  page = """<nav><p>Somewhere else there is another page about all of these things.</p></nav>
-    <p>Choose <span hidden class="MAC"><span>Preferences</span></span><span hidden>Options</span> to see the
-    list of all the settings.</p><pre>This line is long enough to be kept, but it stands among the code.</pre><p>Too short.</p>"""
-  assert build.paragraphs(page, "en") == ["Choose Options to see the list of all the settings."]
-
-
-def test_heads_find_near_copies():
-  heads = build.Heads()
-  heads.add("Click the button to open the dialog.")
-  assert heads.inside("First of all, click the Button to open the dialog. Then wait.")
-  assert not heads.inside("Click the button to open the window, then wait for the dialog.")
