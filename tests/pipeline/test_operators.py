@@ -51,6 +51,11 @@ def test_language(text, code):
   assert language.detect(text)[0] == code
 
 
+def test_lines_of_another_script_go():
+  assert language.own_script(f"{CHINESE}\n{ENGLISH}\n<image>\n用 apt 命令安装这个软件包。", "zh") == f"{CHINESE}\n<image>\n用 apt 命令安装这个软件包。"
+  assert language.own_script(f"{ENGLISH}\nThe word 河 means river.", "en") == ENGLISH
+
+
 @pytest.mark.parametrize("text, code", [(ENGLISH, "en"), (CHINESE, "zh")])
 def test_prose_breaks_no_rule(text, code):
   assert gopher.broken(text, code) == c4.broken(text) == fineweb.broken(text, code) == ""
