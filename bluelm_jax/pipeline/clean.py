@@ -95,6 +95,10 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
     sample.meta["language"] = code  # our own copy's
   wrong = ["language_other" if config["languages"] and code not in ("code", *config["languages"]) else "language_unsure" if sure < config["language_confidence"] else "" for code, sure in found]
   samples = keep(samples, wrong)
+
+  if quality["own_script"]:
+    samples = [dataclasses.replace(s, text=language_lib.own_script(s.text, s.meta["language"])) if is_page(s) else s for s in samples]
+    samples = keep(samples, ["" if text_of(s) else "other_script" for s in samples])
   if config["ascii_signs"]:
     samples = [dataclasses.replace(s, text=normalise_lib.ascii_signs(s.text)) if is_page(s) and s.meta["language"] != "zh" else s for s in samples]
 

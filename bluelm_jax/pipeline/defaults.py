@@ -26,6 +26,7 @@ def dataset() -> ml_collections.ConfigDict:
   c.language_confidence = 0.5
   c.quality = ml_collections.ConfigDict()
   c.quality.prose_lines = False  # C4's line filter: only lines that end a sentence
+  c.quality.own_script = False  # of a page: only lines in its own script; a translation often keeps whole paragraphs of the original
   c.quality.unique_lines = False  # of a page: a line stays where it stands first, and none that holds what a held-out line says
   c.quality.rules = RULES  # of documents without images; the last is of source code
   c.quality.scorer = ""  # "module:function" from a list of texts to scores

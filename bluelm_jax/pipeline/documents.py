@@ -1,6 +1,6 @@
-"""Documents of a wanted size, and the plan of how examples fill rows."""
+"""Documents of a wanted size, slices of about equal size, and the plan of how examples fill rows."""
 
-from typing import Iterable, Iterator, Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -24,22 +24,6 @@ def even(sizes: Sequence[int], most: int) -> list[slice]:
       left, start, size = left - size, i, 0
     size += more
   return found + [slice(start, len(sizes))] * (start < len(sizes))
-
-
-def join(found: Iterable[tuple[str, str]], min_bytes: int, full_bytes: int, max_bytes: int) -> Iterator[tuple[list[str], str]]:
-  """(page, paragraph) pairs to (pages, document); a page too short for a document goes on with the next."""
-  pages, kept, size = [], [], 0
-  for page, text in found:
-    more = len(text.encode()) + 1
-    if size >= min_bytes and (page not in pages or size >= full_bytes or size + more > max_bytes):
-      yield pages, "\n".join(kept)
-      pages, kept, size = [], [], 0
-    if page not in pages:
-      pages.append(page)
-    kept.append(text)
-    size += more
-  if size >= min_bytes:
-    yield pages, "\n".join(kept)
 
 
 def packing(lengths: Sequence[int], row: int) -> list[list[int]]:

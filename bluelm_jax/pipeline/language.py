@@ -3,16 +3,25 @@
 import functools
 import re
 
+from bluelm_jax.data.forms import MARK
+
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA_HANGUL = re.compile("[\u3041-\u30ff\uac00-\ud7af]")
 # Words that no other language in ASCII has so many of; knowing English by them spares the model, which takes 0.1 ms a text.
 _ENGLISH = frozenset("the of and that with this which from are".split())
+_OWN = 0.55  # of a Chinese line's characters are Han; signs and names of commands are the rest
 _READ = 200  # characters shown to the model: more costs time and changes little
 
 
 def han_share(text: str) -> float:
   """Share of the characters that are Han."""
   return 0.0 if text.isascii() else len(HAN.findall(text)) / max(len(text), 1)
+
+
+def own_script(text: str, language: str) -> str:
+  """The lines in a text's own script, and marks of images: of a Chinese one those that are mostly Han, of another those without Han."""
+  own = (lambda share: share > _OWN) if language == "zh" else (lambda share: share == 0)
+  return "\n".join(line for line in text.split("\n") if MARK in line or own(han_share(line)))
 
 
 @functools.cache

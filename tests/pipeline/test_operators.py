@@ -51,6 +51,11 @@ def test_language(text, code):
   assert language.detect(text)[0] == code
 
 
+def test_lines_of_another_script_go():
+  assert language.own_script(f"{CHINESE}\n{ENGLISH}\n<image>\n用 apt 命令安装这个软件包。", "zh") == f"{CHINESE}\n<image>\n用 apt 命令安装这个软件包。"
+  assert language.own_script(f"{ENGLISH}\nThe word 河 means river.", "en") == ENGLISH
+
+
 @pytest.mark.parametrize("text, code", [(ENGLISH, "en"), (CHINESE, "zh")])
 def test_prose_breaks_no_rule(text, code):
   assert gopher.broken(text, code) == c4.broken(text) == fineweb.broken(text, code) == ""
@@ -173,14 +178,6 @@ def test_proxy_runs_that_cannot_be_fitted_are_refused():
 def test_split_keeps_every_paragraph_within_the_size(paragraphs, most):
   pieces = documents.split("\n".join(paragraphs), most)
   assert "\n".join(pieces) == "\n".join(paragraphs) and max(map(len, pieces)) <= most
-
-
-def test_join_keeps_every_paragraph_in_order_within_the_size():
-  found = [(f"page{i // 7}", f"{i:03d}" + "x" * 297) for i in range(70)]
-  joined = list(documents.join(found, 1000, 3000, 4000))
-  assert "\n".join(text for _, text in joined) == "\n".join(text for _, text in found)
-  assert all(950 <= len(text) <= 4000 for _, text in joined)
-  assert all(pages == sorted(set(pages)) for pages, _ in joined)
 
 
 @settings(max_examples=100, deadline=None)

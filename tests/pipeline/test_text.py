@@ -1,4 +1,4 @@
-"""The shipped prose, and the cleaning that made it."""
+"""The shipped prose."""
 
 import functools
 
@@ -6,7 +6,6 @@ import pytest
 
 from bluelm_jax.data import sources
 from bluelm_jax.pipeline import language
-from bluelm_jax.pipeline.text import build
 
 LICENCES = {"CC-BY-SA-3.0", "MPL-2.0", "PSF-2.0"}
 
@@ -26,7 +25,7 @@ def test_every_document_says_what_it_is(split):
   for document in _read(split):
     assert document.source and document.licence in LICENCES and document.meta["language"] in ("zh", "en")
     assert not document.messages and not document.images
-    assert 950 <= len(document.text.encode()) <= 4096
+    assert 900 <= len(document.text.encode()) <= 4800  # 480 to 1,700 tokens of the shipped tokenizer
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -51,13 +50,14 @@ def test_no_test_paragraph_stands_in_train():
   train = "\n".join(s.text for s in _read("train"))
   whole = set(train.split("\n"))
   for document in _read("test"):
-    for paragraph in document.text.split("\n"):
+    for paragraph in filter(None, document.text.split("\n")):  # two line feeds stand between pages
       assert paragraph not in whole
       assert len(paragraph) < 40 or paragraph not in train
 
 
 def test_no_page_on_both_sides():
-  pages = {split: {p for s in _read(split) for p in s.source.split(": ")[1].split()} for split in ("train", "test")}
+  parts = {split: [part for s in _read(split) for part in s.meta.get("parts", [[s.source, 0]])] for split in ("train", "test")}
+  pages = {split: {source.split(": ")[1] for source, _ in found} for split, found in parts.items()}
   assert not pages["train"] & pages["test"]
 
 
@@ -65,17 +65,3 @@ def test_every_licence_is_attributed():
   notice = (sources.ASSETS / "TEXT.md").read_text("utf-8")
   for document in _read("train") + _read("test"):
     assert document.source.split(":")[0] in notice and document.licence in notice
-
-
-def test_paragraphs_leave_code_and_variants_out():
-  page = """<nav><p>Somewhere else there is another page about all of these things.</p></nav>
-    <p>Choose <span hidden class="MAC"><span>Preferences</span></span><span hidden>Options</span> to see the
-    list of all the settings.</p><pre>This line is long enough to be kept, but it stands among the code.</pre><p>Too short.</p>"""
-  assert build.paragraphs(page, "en") == ["Choose Options to see the list of all the settings."]
-
-
-def test_heads_find_near_copies():
-  heads = build.Heads()
-  heads.add("Click the button to open the dialog.")
-  assert heads.inside("First of all, click the Button to open the dialog. Then wait.")
-  assert not heads.inside("Click the button to open the window, then wait for the dialog.")
