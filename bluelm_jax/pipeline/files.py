@@ -13,8 +13,11 @@ from bluelm_jax.data.sample import Sample
 
 
 def write(path: str, data: bytes) -> None:
-  """Under another name first, so that half a file never counts."""
+  """Under another name first, so that half a file never counts; an object store shows what is whole alone, and would copy it."""
   path = epath.Path(path)
+  if "://" in str(path):
+    path.write_bytes(data)
+    return
   part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
   part.write_bytes(data)
   part.replace(path)
