@@ -54,6 +54,9 @@ def _yields(stage: Mapping[str, stages.Stage]) -> dict[str, Any]:
   found: dict[str, Any] = {}
   ingest = stage["ingest"].counts().values()
   found["ingest"] = {"documents": sum(c["documents"] for c in ingest), "unreadable": sum(c["unreadable"] for c in ingest)}
+  screens, right, checked = (sum(c["text_boxes"][i] for c in ingest) for i in range(3))
+  if screens:
+    found["text_boxes"] = {"screens": screens, "right": right, "checked": checked}
   for name in _removing(stage):
     counts = stage[name].counts().values()
     removed = sum((collections.Counter({rule: n for rule, (n, _) in c["removed"].items()}) for c in counts), collections.Counter())
@@ -105,6 +108,7 @@ def _card(manifest: Mapping[str, Any], shards: Mapping[str, Mapping], removed: M
   out = [
       f"<!doctype html><meta charset=utf-8><title>{html.escape(m['name'])}</title><style>{_STYLE}</style><h1>{html.escape(m['name'])}</h1>",
       f"<p>{m['documents']:,} samples, {m['bytes']:,} bytes of text, {m['tokens']:,} tokens ({html.escape(m['tokens_are'])}), {m['images']:,} images.</p>",
+      *(f"<p>On {b['screens']:,} screens {b['right']:,} of {b['checked']:,} elements had their text's pixels in their boxes.</p>" for b in [y.get("text_boxes")] if b),
       "<h2>From source to shard</h2>", charts.bars(steps), "<h2>Removed, by rule</h2>", charts.bars(gone), *(report.card(y["reasoning"]) if "reasoning" in y else []),
       "<h2>Mixture</h2>", charts.table(
           ["group", "samples", "tokens", "share", "epochs", "written"],

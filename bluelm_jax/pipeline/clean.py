@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import hashlib
 import importlib
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -16,6 +17,8 @@ from bluelm_jax.pipeline import dedup
 from bluelm_jax.pipeline import language as language_lib
 from bluelm_jax.pipeline import normalise as normalise_lib
 from bluelm_jax.pipeline import tokens
+from bluelm_jax.pipeline.gui import boxes
+from bluelm_jax.pipeline.gui import questions
 from bluelm_jax.pipeline.normalise import normalise
 from bluelm_jax.pipeline.quality import c4
 from bluelm_jax.pipeline.quality import code as code_lib
@@ -36,8 +39,8 @@ class Cleaned(NamedTuple):
 
 
 def text_of(sample: Sample) -> str:
-  """What a sample says: its text, or its turns."""
-  return sample.text or "\n".join(text for m in sample.messages for text in turn_texts(m))
+  """What a sample says: its text, its turns, or the texts on a screen that has none."""
+  return sample.text or "\n".join(text for m in sample.messages for text in turn_texts(m)) or "\n".join(e["text"] or e["role"] for e in sample.meta.get("elements", ()))
 
 
 def turn_texts(message: Mapping[str, Any]) -> list[str]:
@@ -54,6 +57,11 @@ def is_code(sample: Sample) -> bool:
 def is_page(sample: Sample) -> bool:
   """Whether it is a document of prose, with images in their places or without: no conversation, caption or source code."""
   return not sample.messages and not is_code(sample) and (not sample.images or MARK in sample.text)
+
+
+def is_screen(sample: Sample) -> bool:
+  """Whether it is a picture with elements, asked about or not."""
+  return bool(sample.meta.get("elements"))
 
 
 def lines(sample: Sample) -> list[str]:
@@ -89,6 +97,7 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   if quality["prose_lines"]:
     samples = [dataclasses.replace(s, text=c4.prose_lines(s.text)) if is_page(s) else s for s in samples]
   samples = keep(samples, ["" if text_of(s) else "empty" for s in samples])
+  samples = keep(samples, ["text_outside_boxes" if boxes.failed(s) else "" for s in samples])
 
   found = [(s.meta["language"], 1.0) if s.meta.get("language") else language_lib.detect(text_of(s)) for s in samples]
   for sample, (code, _) in zip(samples, found):
@@ -122,6 +131,8 @@ def clean(samples: Sequence[Sample], config: Mapping[str, Any], evaluation: deco
   stay = np.array([i for i, rule in enumerate(rules) if not rule], int)
   samples = keep(samples, rules)
   texts, hashes, words = [texts[i] for i in stay], [hashes[i] for i in stay], tokens.take(words, stay)
+  if config["gui"]["tasks"]:
+    samples = [questions.asked(s, config["gui"]) for s in samples]
   given = function(config["classifier"])(texts) if config["classifier"] and texts else map(classify.domain, texts)
   for sample, label in zip(samples, given):
     sample.meta.setdefault("domain", label)
@@ -139,8 +150,9 @@ def counted(removed: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, tuple
 def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[list[int]], words: tokens.Words) -> dict[str, np.ndarray]:
   """What later stages know of samples without reading them.
 
-  `key` uint64: equal for copies. `signature` uint8 [D, P]: low bytes of MinHash, and `band` uint64 [D, BANDS]; of texts alone. `near`
-  bool: whether those count; of questions only equal ones are copies. `image` uint64: of a captioned image, 0 for others. `bytes`, `language`, `domain`, `source`, `style`: for the mixture.
+  `key` uint64: equal for copies, of screens for those of equal bytes. `signature` uint8 [D, P]: low bytes of MinHash, and `band` uint64
+  [D, BANDS]; of texts alone. `near` bool: whether those count; of questions only equal ones are copies. `image` uint64: of a captioned
+  image, 0 for others. `bytes`, `language`, `domain`, `source`, `style`: for the mixture.
   """
   key = tokens.keys(words)
   asked = np.array(["question" in s.meta for s in samples], bool)
@@ -149,13 +161,15 @@ def compare(samples: Sequence[Sample], texts: Sequence[str], hashes: Sequence[li
   for i, found in enumerate(hashes):
     for value in found:
       key[i] = tokens.mix((key[i : i + 1] + np.uint64(1)) ^ np.uint64(value))[0]
+    if is_screen(samples[i]):  # screens that look alike differ in a state; equal ones in no byte
+      key[i] = tokens.mix(key[i : i + 1] ^ np.frombuffer(hashlib.sha256(samples[i].images[0]).digest()[:8], "<u8"))[0]
   signature = dedup.signatures(words)
   bands = [dedup.band_keys(signature, band) for band in range(dedup.BANDS)]
   return dict(
       key=key, signature=signature.astype(np.uint8), band=np.stack(bands, 1),
       near=np.array([not s.images or is_page(s) for s in samples], bool) & ~asked & (np.diff(words.starts) >= dedup.SHINGLE),
-      image=np.array([h[0] if h and not s.messages and not is_page(s) else 0 for s, h in zip(samples, hashes)], np.uint64),
-      bytes=np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], np.int64),
+      image=np.array([h[0] if h and not (s.messages or is_page(s) or is_screen(s)) else 0 for s, h in zip(samples, hashes)], np.uint64),
+      bytes=np.array([len(text_of(s).encode("utf-8", "surrogatepass")) for s in samples], np.int64),
       language=np.array([s.meta["language"] for s in samples], "U8"), domain=np.array([s.meta["domain"] for s in samples], "U32"),
       source=np.array([source_name(s) for s in samples], "U64"), style=np.array([s.meta.get("style", "") for s in samples], "U8"))
 

@@ -4,6 +4,7 @@ import os
 
 import ml_collections
 
+from bluelm_jax.pipeline.gui import checks
 from bluelm_jax.pipeline.ingest import read
 
 RULES = ("gopher", "repetition", "c4", "fineweb", "code")
@@ -34,6 +35,13 @@ def dataset() -> ml_collections.ConfigDict:
   c.ascii_signs = False  # typographic quotation marks, dashes and ellipses become ASCII, outside Chinese
   c.decontaminate = ()  # evaluation sets: ArrayRecord shards or JSON files
   c.classifier = ""  # "module:function" from a list of texts to domains, in place of the rules
+
+  c.gui = ml_collections.ConfigDict()  # questions about screens, which become conversations
+  c.gui.tasks = ml_collections.ConfigDict()  # name -> weight, see gui/questions.py; without any, screens stay without words
+  c.gui.seed = 0
+  c.gui.turns = 4  # at most
+  c.gui.other_language = 0.2  # share of the screens that are asked about in the other of Chinese and English
+  c.gui.steps = 1000  # of a coordinate, which is written as 000-999
 
   c.dedup = ml_collections.ConfigDict()
   c.dedup.similarity = 0.7  # Jaccard, of sets of 5-grams of words
@@ -90,6 +98,8 @@ def reasoning() -> ml_collections.ConfigDict:
 
 
 _ONLY = {"check": ("questions",), "count": read.GENERATED, "seed": read.GENERATED, "levels": read.GENERATED}
+for _kind, _keys in read.DRAWN.items():
+  _ONLY.update({key: (*_ONLY.get(key, ()), _kind) for key in _keys})
 _OPTIONAL = ("package", "language", "domain", *_ONLY)
 
 
@@ -133,6 +143,9 @@ def check(c: ml_collections.ConfigDict) -> None:
     for key, kinds in _ONLY.items():
       if key in source and source["kind"] not in kinds:
         raise ValueError(f"source {name!r} has {key}, which is for sources of kind {' or '.join(kinds)} alone; remove it")
+    if source["kind"] in read.DRAWN:
+      checks.source(name, {**read.DRAWN[source["kind"]], **source})
+  checks.questions(c.gui)
   for key, value, allowed in (
       ("mixture.by", c.mixture.by, BY), ("holdout_by", c.holdout_by, HOLDOUT_BY), ("mixture.rule", c.mixture.rule, MIXTURES), *(("quality.rules", rule, RULES) for rule in c.quality.rules)):
     if value not in allowed:

@@ -32,7 +32,7 @@ def of_name(name: str, seed: int) -> int:
 
 def is_test(sample: Sample, config: Mapping[str, Any]) -> bool:
   """Whether a sample is held out: its page, whatever the source, or its book or repository."""
-  name = join.unit(sample) if config["holdout_by"] == "book" else sample.source.partition(": ")[2] or sample.source
+  name = join.unit(sample) if config["holdout_by"] == "book" else sample.meta.get("page") or sample.source.partition(": ")[2] or sample.source
   return config["holdout"] > 0 and zlib.crc32(name.encode("utf-8", "surrogatepass")) % config["holdout"] == 0
 
 

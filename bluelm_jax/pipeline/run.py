@@ -27,7 +27,7 @@ from bluelm_jax.pipeline.clean import clean
 from bluelm_jax.pipeline.ingest import read
 from bluelm_jax.pipeline.reasoning import blocks as reasoning
 
-_CLEAN = ("languages", "language_confidence", "ascii_signs", "quality", "decontaminate", "classifier")
+_CLEAN = ("languages", "language_confidence", "ascii_signs", "quality", "decontaminate", "classifier", "gui")
 _SELECT = ("seed", "holdout", "holdout_by", "mixture", "tokenizer", "shard_bytes")
 
 
@@ -112,11 +112,14 @@ def _user_error(error: Exception) -> Exception:
 def _ingest(name: str, work: Mapping[str, list], sources, folders, stage: stages.Stage) -> str:
   def do():
     kept, errors = [], []
-    for piece in work[name]:
-      for item in read.samples(tuple(piece), sources[piece[0]], folders[piece[0]]):
-        (errors if isinstance(item, ValueError) else kept).append(item)
+    source = work[name][0][0]
+    for item in read.block(work[name], sources[source], folders[source]):
+      (errors if isinstance(item, ValueError) else kept).append(item)
     files.write_samples(stage.path(f"{name}.samples"), kept)
-    return {"documents": len(kept), "unreadable": len(errors), "errors": [str(e)[:300] for e in errors[:20]]}
+    checked = [s.meta["text_boxes"] for s in kept if "text_boxes" in s.meta]
+    return {
+        "documents": len(kept), "unreadable": len(errors), "errors": [str(e)[:300] for e in errors[:20]],
+        "text_boxes": [len(checked), *(sum(c[i] for c in checked) for i in (0, 1))]}
 
   return stages.finish(stage, name, do)
 

@@ -29,7 +29,8 @@ SPECIAL = (
 # Added after the merges, beyond `vocab_size`: halves of a point, "(500," and "060)", and the words that name
 # elements as far as merges do not make them one token; visual tokens learn to resemble these.
 COORDINATES = tuple(f"({v:03d}," for v in screens.COORDINATES) + tuple(f"{v:03d})" for v in screens.COORDINATES)
-_PAIRS = (*screens.ROLE_NAMES.values(), *screens.COLOR_NAMES.items(), *screens.STATE_NAMES.values())
+_ROLES = {role: names for role, names in screens.ROLE_NAMES.items() if role not in screens.WEB_ROLES}
+_PAIRS = (*_ROLES.values(), *screens.COLOR_NAMES.items(), *screens.STATE_NAMES.values())
 WORDS = tuple(dict.fromkeys(word for en, zh in _PAIRS for word in (" " + en, zh)))
 
 
@@ -56,7 +57,7 @@ def task_texts(seed: int = 0, problems: int = 12_000) -> Iterable[str]:
     for style, language in (("long", "en"), ("long", "zh"), ("short", "en"), ("short", "zh")):
       yield " " + reasoning.HINTS[style][language]
     element = {
-        "role": list(screens.ROLE_NAMES)[rng.integers(len(screens.ROLE_NAMES))],
+        "role": list(_ROLES)[rng.integers(len(_ROLES))],
         "color": ["", *screens.COLOR_NAMES][rng.integers(len(screens.COLOR_NAMES) + 1)],
         "state": ["", "", "on", "off", "checked", "selected"][rng.integers(6)], "box": [0.1, 0.1, 0.2, 0.2], "text": "x"}
     for language in ("en", "zh"):

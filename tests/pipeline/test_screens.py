@@ -1,4 +1,4 @@
-"""The screen pipeline's own checks, and the questions made from a screen."""
+"""Questions that are made anew from a screen at every visit."""
 
 import re
 
@@ -7,28 +7,6 @@ import pytest
 
 from bluelm_jax.data import sources
 from bluelm_jax.data.tasks import screens
-from bluelm_jax.pipeline.screens import build
-
-
-def page(*boxes):
-  """White page whose text pixels lie in `boxes` (pixels l, t, r, b)."""
-  hidden = np.full((100, 50, 3), 255, np.uint8)
-  shown = hidden.copy()
-  for l, t, r, b in boxes:
-    shown[t:b, l:r] = 0
-  return shown, hidden
-
-
-def element(l, t, r, b, role="text"):
-  return {"role": role, "text": "x", "box": [l / 50, t / 100, r / 50, b / 100]}
-
-
-def test_boxes_that_hold_their_text_pass_and_others_do_not():
-  shown, hidden = page((5, 10, 20, 20), (30, 50, 45, 60))
-  right = [element(4, 9, 21, 21), element(29, 49, 46, 61)]
-  assert build.text_in_boxes(shown, hidden, right) == (2, 2)
-  assert build.text_in_boxes(shown, hidden, [right[0]])[0] == 0  # text outside every box
-  assert build.text_in_boxes(shown, hidden, [*right, element(1, 80, 10, 90)]) == (2, 3)  # a box without text
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Questions about app screens, made from their elements.
 
-Coordinates are normalised to 0-1000, rounded to the middles of 25 steps and written with three digits: "(500,060)" is a
-point (x,y), "(020,060)(980,100)" a box (left,top)(right,bottom).
+Coordinates are normalised to 0-1000, rounded to the middles of 25 steps (here; larger models tell more apart) and written with
+three digits: "(500,060)" is a point (x,y), "(020,060)(980,100)" a box (left,top)(right,bottom).
 """
 
 import math
@@ -12,14 +12,15 @@ import numpy as np
 
 from bluelm_jax.data.tasks.reasoning import HINTS
 
-COORDINATES = tuple(range(20, 1000, 40))
+STEPS = 25
+COORDINATES = tuple(range(500 // STEPS, 1000, 1000 // STEPS))
 ROLE_NAMES = {
     "button": ("button", "按钮"), "switch": ("switch", "开关"), "checkbox": ("checkbox", "复选框"), "radio": ("radio button", "单选框"),
     "input": ("input", "输入框"), "search": ("search bar", "搜索框"), "tab": ("tab", "标签"), "back": ("back arrow", "返回"),
     "icon": ("icon", "图标"), "item": ("list item", "列表项"), "slider": ("slider", "滑块"), "stepper": ("stepper", "步进器"),
     "avatar": ("avatar", "头像"), "image": ("image", "图片"), "title": ("title", "标题"), "badge": ("badge", "徽标"),
     "fab": ("floating button", "悬浮按钮"), "rate": ("rating", "评分"), "progress": ("progress bar", "进度条"), "price": ("price", "价格"),
-    "text": ("text", "文字"),
+    "text": ("text", "文字"), "link": ("link", "链接"), "select": ("dropdown", "下拉框"),
 }
 COLOR_NAMES = {
     "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色", "black": "黑色",
@@ -34,6 +35,7 @@ PHRASES = {
     "read": {"en": "Read the text at {}.", "zh": "读出{}的文字。"},
     "color": {"en": "Is the {} {} or {}?", "zh": "{}是{}还是{}?"},
 }
+WEB_ROLES = ("link", "select")  # the shipped screens have none
 PALETTE = ("red", "orange", "green", "blue", "teal", "purple", "pink", "black")  # of the shipped screens' elements
 _WALK = 3  # elements that a chain names at most
 STATE_NAMES = {"on": ("on", "打开的"), "off": ("off", "关闭的"), "checked": ("checked", "选中的"), "selected": ("selected", "选中的")}
@@ -65,17 +67,18 @@ def name(element: dict, language: str, with_color: bool = True) -> str:
   return text
 
 
-def point(box) -> str:
-  return f"({_coordinate((box[0] + box[2]) / 2)},{_coordinate((box[1] + box[3]) / 2)})"
+def point(box, steps: int = STEPS) -> str:
+  return f"({_coordinate((box[0] + box[2]) / 2, steps)},{_coordinate((box[1] + box[3]) / 2, steps)})"
 
 
-def box_text(box) -> str:
-  l, t, r, b = map(_coordinate, box)
+def box_text(box, steps: int = STEPS) -> str:
+  l, t, r, b = (_coordinate(v, steps) for v in box)
   return f"({l},{t})({r},{b})"
 
 
-def _coordinate(value: float) -> str:
-  return f"{COORDINATES[min(max(int(value * len(COORDINATES)), 0), len(COORDINATES) - 1)]:03d}"
+def _coordinate(value: float, steps: int) -> str:
+  """The middle of the step that a share lies in, in thousandths."""
+  return f"{(2 * min(max(int(value * steps), 0), steps - 1) + 1) * 500 // steps:03d}"
 
 
 def parse_point(reply: str) -> tuple[float, float] | None:

@@ -2,7 +2,9 @@
 
 A source is a dict: `kind` (one of KINDS), `path` (a glob; of a file inside the package where `package` names a Debian
 package), `licence` (SPDX) and optionally `language` and `domain`, where they are known.
-A block is a list of pieces (source, path, start, stop); what start and stop count depends on the kind.
+A block is a list of pieces (source, path, start, stop) of one source; what start and stop count depends on the kind.
+Two kinds are drawn by a browser (bluelm_jax/pipeline/gui): `pages`, files of HTML or MHTML, and `screens`, whose path is the package.json
+beside which npm has installed the UI kits. They take more keys, with defaults in gui/pages.py and gui/screens.py.
 """
 
 import dataclasses
@@ -14,12 +16,15 @@ import json
 import os
 import pathlib
 import posixpath
-from typing import Callable, Iterator, Mapping
+from typing import Callable, Iterator, Mapping, Sequence
 
 from PIL import Image
 
 from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data.sample import Sample
+from bluelm_jax.pipeline.gui import browser
+from bluelm_jax.pipeline.gui import pages
+from bluelm_jax.pipeline.gui import screens
 from bluelm_jax.pipeline.ingest import chat
 from bluelm_jax.pipeline.ingest import code
 from bluelm_jax.pipeline.ingest import debian
@@ -30,9 +35,11 @@ from bluelm_jax.pipeline.reasoning import questions
 
 GENERATED = ("reasoning_gym", "tasks")  # their "files" are TASK@LEVEL
 QUESTIONS = ("questions", *GENERATED)
+DRAWN = {"pages": pages.DEFAULTS, "screens": screens.DEFAULTS}  # kind -> the keys that it takes besides
 KINDS = (
-    "html", "html_interleaved", "man", "markdown", "text", "pdf", "code", "html_images", "captioned_images", "json", "parquet", "array_record", *QUESTIONS)
+    "html", "html_interleaved", "man", "markdown", "text", "pdf", "code", "html_images", "captioned_images", "json", "parquet", "array_record", *QUESTIONS, *DRAWN)
 _QUESTION = 400  # bytes that a generated question counts as
+_VIEW = 33_000  # bytes that a view of a page counts as: drawing it takes longer than reading it
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _ICON = 48  # pixels; a smaller image in a page says less than the text around it
 Piece = tuple[str, str, int, int]
@@ -48,6 +55,13 @@ def files(source: Mapping, work: pathlib.Path) -> tuple[str, list[str]]:
   if os.path.isdir(pattern):
     raise ValueError(f"{pattern} is a folder; give a glob such as {pattern.rstrip('/')}/**/*.html")
   paths = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+  if source["kind"] in DRAWN:
+    browser.executable()
+  if source["kind"] == "pages":
+    paths = [p for p in paths if not pages.is_part(p)]
+  if source["kind"] == "screens":
+    for path in paths:
+      screens.modules(path)
   if source["kind"] == "captioned_images":
     paths = [p for p in paths if p.lower().endswith(_IMAGES)]
   if source["kind"] == "code":
@@ -88,6 +102,16 @@ def _pieces(name: str, source: Mapping, path: str, block_bytes: int) -> Iterator
       yield (name, path, start, min(start + step, count)), _QUESTION * min(step, count - start)
     return
   kind, size = _format(source["kind"], path), os.path.getsize(path)
+  if kind in DRAWN:
+    source = {**DRAWN[kind], **source}
+    views = len(source["devices"]) * (source["scrolls"] * len(source["themes"]) if kind == "pages" else 1)
+    if kind == "pages":
+      yield (name, path, 0, size), views * _VIEW
+      return
+    step = max(block_bytes // (views * _VIEW), 1)
+    for start in range(0, source["count"], step):
+      yield (name, path, start, min(start + step, source["count"])), block_bytes
+    return
   if kind == "json" and path.endswith(".jsonl"):  # start and stop are bytes
     for start in range(0, max(size, 1), block_bytes):
       yield (name, path, start, min(start + block_bytes, size)), min(block_bytes, size - start)
@@ -123,13 +147,30 @@ def _reader(path: str):
   return array_record_module.ArrayRecordReader(path)
 
 
+def block(pieces: Sequence[Piece], source: Mapping, folder: str) -> Iterator[Sample | ValueError]:
+  """Samples of a block, whose pieces are all of this source: one browser draws what is to be drawn. See `samples`."""
+  name = pieces[0][0]
+  if source["kind"] == "pages":
+    yield from _labelled(pages.samples([path for _, path, *_ in pieces], name, source, folder), source)
+  elif source["kind"] == "screens":
+    for _, path, start, stop in pieces:
+      yield from _labelled(screens.samples(path, name, source, start, stop), source)
+  else:
+    for piece in pieces:
+      yield from samples(piece, source, folder)
+
+
 def samples(piece: Piece, source: Mapping, folder: str) -> Iterator[Sample | ValueError]:
   """Samples of a piece, labelled as the source says; what cannot be read comes as the ValueError that says why.
 
   A sample's source is "NAME: PAGE", or "NAME: FILE#ROW" where a file has many; samples of our own shards keep theirs.
   """
+  yield from _labelled(_samples(piece, source, folder), source)
+
+
+def _labelled(items: Iterator[Sample | ValueError], source: Mapping) -> Iterator[Sample | ValueError]:
   labels = {key: source[key] for key in ("language", "domain") if source.get(key)}
-  for item in _samples(piece, source, folder):
+  for item in items:
     yield dataclasses.replace(item, meta={**item.meta, **labels}) if labels and isinstance(item, Sample) else item
 
 

@@ -1,6 +1,6 @@
 // Page layouts. Each is a function (r: random, c: content, p: paint) -> list of nodes; a layout belongs to one split only.
 // Nodes are layouts {t: 'row' | 'col' | 'grid' | 'card' | 'gap' | 'abs' ...} or elements {t: role, ...} that a kit draws.
-
+{
 const gap = (r, max = 60) => ({t: 'gap', h: r.int(4, max)});
 const row = (kids, more = {}) => ({t: 'row', kids, ...more});
 const col = (kids, more = {}) => ({t: 'col', kids, ...more});
@@ -36,7 +36,7 @@ const PIECES = [
 ];
 const pieces = (r, c, p, n) => Array.from({length: n}, () => r.pick(PIECES)(r, c, p));
 
-export const TRAIN = {
+const TRAIN = {
   settings: (r, c, p) => [nav(r, c), gap(r), card(Array.from({length: r.int(3, 7)}, () => r.pick([option, item, option, choice])(r, c, p))), gap(r), ...(r.chance(0.6) ? [button(r, c, p)] : []), ...pieces(r, c, p, r.int(0, 2))],
   form: (r, c, p) => [nav(r, c), gap(r, 90), card(c.several('field', r.int(2, 5)).map((f) => ({t: 'input', text: f}))), gap(r), ...(r.chance(0.5) ? [choice(r, c, p)] : []), button(r, c, p, {block: true}), gap(r, 30), ...(r.chance(0.5) ? [button(r, c, p)] : [])],
   login: (r, c, p) => [gap(r, 120), {t: 'center', kids: [person(r, c)]}, title(r, c), gap(r, 50), {t: 'input', text: c.one('field')}, {t: 'input', text: c.one('field')}, gap(r, 40), button(r, c, p, {block: true}), gap(r, 40), row([icon(r, p), icon(r, p), icon(r, p)])],
@@ -53,13 +53,13 @@ export const TRAIN = {
   stack: (r, c, p) => [gap(r, 260), ...r.shuffle([button(r, c, p), button(r, c, p), option(r, c, p), search(c), tabs(r, c, p), slider(r, c, p)]).slice(0, r.int(3, 5))],
 };
 
-export const SELECT = {
+const SELECT = {
   player_list: (r, c, p) => [row([image(r, 110, 110), col([title(r, c), text(r, c), button(r, c, p, {small: true, block: false})])]), slider(r, c, p), ...Array.from({length: r.int(3, 5)}, () => row([icon(r, p), {t: 'text', text: c.one('thing')}, {t: 'checkbox', on: r.chance(0.5), color: p.accent}])), bar(r, c, p)],
   booking: (r, c, p) => [nav(r, c), image(r, 328, r.int(110, 190)), gap(r, 30), row([title(r, c), {t: 'price', text: c.amount()}]), {t: 'rate', value: r.int(1, 5), color: p.accent}, stepper(r, c), option(r, c, p), abs({left: '16px', right: '16px', bottom: '18px'}, [button(r, c, p, {block: true})])],
   dialog: (r, c, p) => [nav(r, c), gap(r, 160), {t: 'center', kids: [card([title(r, c), text(r, c), {t: 'input', text: c.one('field')}, row(r.shuffle([button(r, c, p, {block: false}), button(r, c, p, {block: false})]))])]}, gap(r, 80), choice(r, c, p)],
 };
 
-export const TEST = {
+const TEST = {
   result: (r, c, p) => [gap(r, 90), {t: 'center', kids: [icon(r, p)]}, title(r, c), text(r, c), gap(r, 140), button(r, c, p, {block: true}), gap(r, 16), ...(r.chance(0.7) ? [button(r, c, p, {block: true})] : []), gap(r, 60), item(r, c)],
   user_centre: (r, c, p) => [{t: 'banner', color: p.accent, kids: [row([person(r, c), col([title(r, c), {t: 'text', text: c.one('person')}])])]}, card([grid(4, Array.from({length: 4}, () => icon(r, p)))]), gap(r, 20), card([item(r, c), option(r, c, p), ...(r.chance(0.5) ? [stepper(r, c)] : []), item(r, c)]), gap(r, 30), ...(r.chance(0.6) ? [button(r, c, p)] : []), bar(r, c, p)],
   map_sheet: (r, c, p) => [abs({left: '0', top: '0'}, [image(r, 360, r.int(330, 420))]), abs({left: '12px', right: '12px', top: `${r.int(12, 60)}px`}, [search(c)]), fab(r, p, {right: '16px', top: `${r.int(160, 280)}px`}), abs({left: '0', right: '0', bottom: '0'}, [card([title(r, c), text(r, c), slider(r, c, p), row(r.shuffle([button(r, c, p, {block: false}), icon(r, p)])), ...(r.chance(0.5) ? [option(r, c, p)] : [])])])],
@@ -67,4 +67,5 @@ export const TEST = {
   checkout: (r, c, p) => [nav(r, c), card([row([icon(r, p), text(r, c)])]), card([choice(r, c, p), choice(r, c, p), ...(r.chance(0.5) ? [choice(r, c, p)] : [])]), card([stepper(r, c), {t: 'input', text: c.one('field')}, option(r, c, p)]), abs({left: '0', right: '0', bottom: '0'}, [card([row([{t: 'price', text: c.amount()}, button(r, c, p, {block: false})])])])],
 };
 
-export const SPLITS = {train: TRAIN, select: SELECT, test: TEST};
+window.SPLITS = {train: TRAIN, select: SELECT, test: TEST};
+}

@@ -1,6 +1,6 @@
 // Seeded random numbers, and the words that fill a screen in Chinese and English.
 
-export function random(seed) {
+window.random = (seed) => {
   let s = (seed * 2654435761 + 1013904223) >>> 0;
   const next = () => {  // mulberry32
     s = (s + 0x6d2b79f5) >>> 0;
@@ -23,9 +23,9 @@ export function random(seed) {
     },
   };
   return rng;
-}
+};
 
-export const COLORS = {
+const COLORS = {
   red: '#e5383b', orange: '#f48c06', green: '#07b155', blue: '#1769ff', purple: '#8a3ffc', black: '#202124', pink: '#f062a8', teal: '#0fa3a3',
 };
 
@@ -55,7 +55,7 @@ const WORDS = {
 };
 
 // The words of a language, and makers of typical values.
-export function content(language, rng) {
+window.content = (language, rng) => {
   const words = WORDS[language];
   return {
     ...words,
@@ -64,4 +64,4 @@ export function content(language, rng) {
     amount: () => `${words.price}${rng.int(1, 399)}${rng.chance(0.4) ? '.' + rng.pick(['00', '50', '90', '99']) : ''}`,
     time: () => `${rng.int(0, 23)}:${String(rng.int(0, 59)).padStart(2, '0')}`,
   };
-}
+};

@@ -34,7 +34,9 @@ const LAYOUTS = {
   abs: (n) => box('abs', n.kids, n.style),
   line: (n) => {
     const el = box('line', []);
-    el.append(mark(make(`<span class="t">${n.text}</span>`), 'text', {text: n.text}), draw(n.end));
+    const end = draw(n.end);
+    end.dataset.label = n.text;
+    el.append(mark(make(`<span class="t">${n.text}</span>`), 'text', {text: n.text}), end);
     return el;
   },
   rail: (n) => {
@@ -62,15 +64,18 @@ window.drawPage = (spec) => {
 window.css = (name) => window.palette[name] ?? '#8a8f99';
 
 // Everything marked that a user can see: inside the screen, uncovered at its centre, at least 8 px a side.
-window.extract = () => {
+window.bluelm.elements = () => {
   const found = [];
+  window.bluelm.targets = [];
   for (const el of document.querySelectorAll('[data-role]')) {
     const b = el.getBoundingClientRect();
     const l = Math.max(b.left, 0), t = Math.max(b.top, 0), r = Math.min(b.right, innerWidth), m = Math.min(b.bottom, innerHeight);
     if (r - l < 8 || m - t < 8 || b.bottom > innerHeight + 2) continue;
     const top = document.elementFromPoint((l + r) / 2, (t + m) / 2);
     if (!top || !(el.contains(top) || top.contains(el) && !top.dataset.role && top.closest('[data-role]') === null)) continue;
-    found.push({role: el.dataset.role, text: el.dataset.text, color: el.dataset.color, state: el.dataset.state, box: [l / innerWidth, t / innerHeight, r / innerWidth, m / innerHeight]});
+    const label = el.dataset.label ? {label: el.dataset.label} : {};
+    found.push({role: el.dataset.role, text: el.dataset.text, color: el.dataset.color, state: el.dataset.state, box: [l / innerWidth, t / innerHeight, r / innerWidth, m / innerHeight], ...label});
+    window.bluelm.targets.push(el.dataset.text ? window.bluelm.target(el) : {nodes: [], controls: []});
   }
   return found;
 };
