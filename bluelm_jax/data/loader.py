@@ -76,7 +76,9 @@ def mixture(config_sources: Mapping[str, Mapping], chat: ChatFormat, length: int
 
   Args:
     config_sources: name -> {"kind", "share", ...}; shares are of tokens, images' tokens included, and are turned into shares
-      of examples by the mean length of the first examples of each source. A share may be ((step, share), ...). "epochs",
+      of examples by the mean length of the first examples of each source. A share may be ((step, share), ...), a straight line
+      between; a step of it is rows x length tokens, as many as a full batch has. So where 1 % of the rows is padding, the share
+      of step 1000 is reached at batch 1010, and a mean that is 5 % off moves it by as much. "epochs",
       "max_examples" and "max_tokens" (about) end a source; the mixture ends with the last that ends, if all do.
     length: the longest example, in tokens.
     rows: of a batch, whose steps the shares count.

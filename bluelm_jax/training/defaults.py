@@ -25,7 +25,7 @@ def stage() -> ml_collections.ConfigDict:
   c.data.overlong = "truncate"  # examples longer than a row; or "drop" them, or "split" them where no image is cut
   c.data.workers = 0  # processes that read examples ahead; 0 reads in a thread of the trainer
   c.data.max_bad_share = 0.01  # of the examples; more that cannot be used stop the run. They are listed in the workdir's quarantine.jsonl
-  c.data.sources = ml_collections.ConfigDict()  # name -> {kind, share, ...}; see data.loader
+  c.data.sources = ml_collections.ConfigDict()  # name -> {kind, share, ...}; see data.loader. Steps of a share count full batches
 
   c.trainable = (".*",)  # regular expressions over parameter paths, e.g. "adapter/.*"
   c.optimizer = ml_collections.ConfigDict()

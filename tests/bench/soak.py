@@ -29,7 +29,7 @@ from tests.bench import spoiled
 
 COUNT = 1500  # records of a source
 EVERY = 2.0  # seconds between two looks at memory
-WARM = 30.0  # seconds of a reader's life that its slope leaves out
+WARM = 90.0  # seconds of a lap that slopes leave out: caches fill
 MARK = re.compile(rf"({'|'.join(spoiled.KINDS)}):(\d+)\.")
 MODEL = PRESETS["miniature"]()
 CHAT = ChatFormat(Tokenizer(), MODEL.anyres, MODEL.tokens_per_tile)

@@ -23,6 +23,9 @@ from bluelm_jax.data import sources
 
 EVERY = 50
 _PICTURES = 120
+_LOOKS = (
+    ("PNG", "RGB"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1"), ("PNG", "LA"), ("JPEG", "CMYK"), ("JPEG", "L"),
+    ("TIFF", "RGB"), ("BMP", "RGB"), ("AVIF", "RGB"))
 
 
 class Spoiled(NamedTuple):
@@ -66,7 +69,7 @@ class _Stuff:
     """A part of a screen, in one of many formats and modes."""
     w, h = self.rng.integers(20, 200, 2).tolist()
     part = shot.crop((0, 0, w, h))
-    kind, mode = (("PNG", "RGB"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1"), ("PNG", "LA"), ("JPEG", "CMYK"), ("JPEG", "L"), ("TIFF", "RGB"), ("BMP", "RGB"), ("AVIF", "RGB"))[i % 12]
+    kind, mode = _LOOKS[i % len(_LOOKS)]
     if i % 15 == 14:
       return _encoded(part, "GIF", save_all=True, append_images=[shot.crop((9, 9, w, h))])
     return _encoded(part.convert(mode), kind)
@@ -92,7 +95,8 @@ def _spoiled(kind, paths, ways: dict[str, tuple[str, Callable]], said, file, **r
 
 
 def _talk(mark: str, words: str, shown: bool) -> list[dict]:
-  return [{"role": "user", "content": ([{"type": "image"}] if shown else []) + [{"type": "text", "text": f"{mark} {words}"}]}, {"role": "assistant", "content": words[:10] or "-"}]
+  content = [{"type": "image"}] * shown + [{"type": "text", "text": f"{mark} {words}"}]
+  return [{"role": "user", "content": content}, {"role": "assistant", "content": words[:10] or "-"}]
 
 
 def _halves(folder, name, suffix):
@@ -114,9 +118,13 @@ def _shards(folder, name, count, stuff) -> Spoiled:
   packed = lambda s, **changes: msgpack.packb({**vars(s), **changes})
   turned = lambda s, at, **changes: packed(s, messages=[{**m, **changes} if i == at else m for i, m in enumerate(s.messages)])
   ways = {
-      "record cut": ("record", lambda s: packed(s)[:-20]), "a list": ("record", lambda s: msgpack.packb([1, 2])), "text is a number": ("record", lambda s: packed(s, text=3)),
-      "another field": ("record", lambda s: packed(s, language="en")), "a picture too few": ("conversation", lambda s: packed(s, images=s.images[1:], messages=_talk("x", "y", True))),
-      "role unknown": ("conversation", lambda s: turned(s, 0, role="robot")), "no answer": ("conversation", lambda s: packed(s, messages=s.messages[:1])),
+      "record cut": ("record", lambda s: packed(s)[:-20]),
+      "a list": ("record", lambda s: msgpack.packb([1, 2])),
+      "text is a number": ("record", lambda s: packed(s, text=3)),
+      "another field": ("record", lambda s: packed(s, language="en")),
+      "a picture too few": ("conversation", lambda s: packed(s, images=s.images[1:], messages=_talk("x", "y", True))),
+      "role unknown": ("conversation", lambda s: turned(s, 0, role="robot")),
+      "no answer": ("conversation", lambda s: packed(s, messages=s.messages[:1])),
       "answer is a number": ("conversation", lambda s: turned(s, 1, content=3)),
       **{w: ("image", lambda s, w=w: packed(s, images=[stuff.spoiled[w]], messages=_talk("x", "y", True))) for w in ("PNG cut", "32-bit pixels")}}
   said, records = _ways(count, ways), []
@@ -131,12 +139,12 @@ def _shards(folder, name, count, stuff) -> Spoiled:
 
 def _screens(folder, name, count, stuff) -> Spoiled:
   """Screens that are asked for their captions."""
-
   ways = {
-      "no elements": ("record", lambda s: _changed(s, elements=[])), "role of an element unknown": ("record", lambda s: _changed(s, elements=[{**s.meta["elements"][0], "role": "door"}])),
-      "a box of three sides": ("record", lambda s: _changed(s, elements=[{**s.meta["elements"][0], "box": [0, 0, 1]}])), "no caption": ("record", lambda s: _changed(s, caption=None)),
+      "no elements": ("record", lambda s: _changed(s, elements=[])),
+      "role of an element unknown": ("record", lambda s: _changed(s, elements=[{**s.meta["elements"][0], "role": "door"}])),
+      "a box of three sides": ("record", lambda s: _changed(s, elements=[{**s.meta["elements"][0], "box": [0, 0, 1]}])),
+      "no caption": ("record", lambda s: _changed(s, caption=None)),
       "WebP cut": ("image", lambda s: sample_lib.encode(sample_lib.Sample(s.source, s.licence, images=(stuff.spoiled["WebP cut"],), meta=s.meta)))}
-
   said, records = _ways(count, ways), []
   for i, way in enumerate(said):
     screen = stuff.screens[i % len(stuff.screens)]
@@ -156,14 +164,21 @@ def _lines(folder, name, count, stuff) -> Spoiled:
   dump = lambda r, **changes: json.dumps({**r, **changes}, ensure_ascii=False).encode()
   said_by = lambda r, n, **changes: dump(r, conversations=[{**t, **changes} if i == n else t for i, t in enumerate(r["conversations"])])
   ways = {
-      "line cut": ("record", lambda r: dump(r)[:-30]), "not UTF-8": ("record", lambda r: dump(r)[:-3] + b"\xff\xfe\"}"), "half a character": ("record", lambda r: dump(r)[:-1] + b', "id": "\\ud83d"}'),
-      "brackets without end": ("record", lambda r: b"[" * 50_000), "another schema": ("record", lambda r: dump({"question": "a", "answer": "b"})),
-      "speaker unknown": ("conversation", lambda r: said_by(r, 0, **{"from": "bing"})), "a picture too few": ("conversation", lambda r: said_by(r, 0, value="<image><image>two")),
-      "no file": ("image", lambda r: dump(r, image="pictures/none.png")), "a path of 4000": ("image", lambda r: dump(r, image="x" * 4000)), "afar": ("image", lambda r: dump(r, image="ftp://localhost/x.png")),
+      "line cut": ("record", lambda r: dump(r)[:-30]),
+      "not UTF-8": ("record", lambda r: dump(r)[:-3] + b"\xff\xfe\"}"),
+      "half a character": ("record", lambda r: dump(r)[:-1] + b', "id": "\\ud83d"}'),
+      "brackets without end": ("record", lambda r: b"[" * 50_000),
+      "another schema": ("record", lambda r: dump({"question": "a", "answer": "b"})),
+      "speaker unknown": ("conversation", lambda r: said_by(r, 0, **{"from": "bing"})),
+      "a picture too few": ("conversation", lambda r: said_by(r, 0, value="<image><image>two")),
+      "no file": ("image", lambda r: dump(r, image="pictures/none.png")),
+      "a path of 4000": ("image", lambda r: dump(r, image="x" * 4000)),
+      "afar": ("image", lambda r: dump(r, image="ftp://localhost/x.png")),
       **{w: ("image", lambda r, w=w: dump(r, image=f"pictures/{w}")) for w in ("JPEG cut", "bomb", "1 x 1", "an icon file", "nothing")}}
   said, lines = _ways(count, ways), []
   for i, way in enumerate(said):
-    good = {"image": f"pictures/{stuff.rng.integers(_PICTURES)}.img", "conversations": [{"from": "human", "value": f"<image>\n{name}:{i}. {stuff.words()}"}, {"from": "gpt", "value": "Yes"}]}
+    turns = [{"from": "human", "value": f"<image>\n{name}:{i}. {stuff.words()}"}, {"from": "gpt", "value": "Yes"}]
+    good = {"image": f"pictures/{stuff.rng.integers(_PICTURES)}.img", "conversations": turns}
     lines.append(ways[way][1](good) if way else dump(good))
   path = folder / f"{name}.jsonl"
   path.write_bytes(b"\n".join(lines))
@@ -173,7 +188,9 @@ def _lines(folder, name, count, stuff) -> Spoiled:
 def _parquet(folder, name, count, stuff) -> Spoiled:
   """Documents, a tenth of them with a picture; parts of a directory."""
   ways = {
-      "no text": ("record", lambda r: {**r, "text": ""}), "null": ("record", lambda r: {"text": None, "image": None}), "no picture": ("image", lambda r: {**r, "image": stuff.spoiled["no picture"]}),
+      "no text": ("record", lambda r: {**r, "text": ""}),
+      "null": ("record", lambda r: {"text": None, "image": None}),
+      "no picture": ("image", lambda r: {**r, "image": stuff.spoiled["no picture"]}),
       "a picture too few": ("document", lambda r: {"text": "a <image> b <image>", "image": stuff.pictures[0]})}
   said = _ways(count, ways)
   rows = []
@@ -191,8 +208,13 @@ def _parquet(folder, name, count, stuff) -> Spoiled:
 def _tar(folder, name, count, stuff) -> Spoiled:
   """A WebDataset of conversations with pictures."""
   ways = {
-      "a member of another kind": ("record", lambda m: {**m, "mp4": b"x"}), "not UTF-8": ("record", lambda m: {"txt": b"\xff\xfe"}), "no JSON": ("record", lambda m: {**m, "json": b"{"}), "a list": ("record", lambda m: {**m, "json": b"[1]"}),
-      "empty conversation": ("conversation", lambda m: {"json": b'{"messages": []}'}), "picture absent": ("conversation", lambda m: {"json": m["json"]}), "WebP cut": ("image", lambda m: {**m, "png": stuff.spoiled["WebP cut"]})}
+      "a member of another kind": ("record", lambda m: {**m, "mp4": b"x"}),
+      "not UTF-8": ("record", lambda m: {"txt": b"\xff\xfe"}),
+      "no JSON": ("record", lambda m: {**m, "json": b"{"}),
+      "a list": ("record", lambda m: {**m, "json": b"[1]"}),
+      "empty conversation": ("conversation", lambda m: {"json": b'{"messages": []}'}),
+      "picture absent": ("conversation", lambda m: {"json": m["json"]}),
+      "WebP cut": ("image", lambda m: {**m, "png": stuff.spoiled["WebP cut"]})}
   said, path = _ways(count, ways), folder / f"{name}.tar"
   with tarfile.open(path, "w") as tar:
     for i, way in enumerate(said):
@@ -207,8 +229,11 @@ def _tar(folder, name, count, stuff) -> Spoiled:
 def _huggingface(folder, name, count, stuff) -> Spoiled:
   """Interleaved documents in a directory that save_to_disk would have written."""
   ways = {
-      "they do not alternate": ("document", lambda r: {**r, "images": r["images"][:1]}), "a mark in a text": ("document", lambda r: {"texts": ["a <image>", None], "images": r["images"]}), "null": ("record", lambda r: {**r, "texts": None}),
-      "PNG cut": ("image", lambda r: {**r, "images": [None, {"bytes": stuff.spoiled["PNG cut"], "path": None}]}), "no bytes": ("image", lambda r: {**r, "images": [None, {"bytes": None, "path": None}]})}
+      "they do not alternate": ("document", lambda r: {**r, "images": r["images"][:1]}),
+      "a mark in a text": ("document", lambda r: {"texts": ["a <image>", None], "images": r["images"]}),
+      "null": ("record", lambda r: {**r, "texts": None}),
+      "PNG cut": ("image", lambda r: {**r, "images": [None, {"bytes": stuff.spoiled["PNG cut"], "path": None}]}),
+      "no bytes": ("image", lambda r: {**r, "images": [None, {"bytes": None, "path": None}]})}
   said, rows = _ways(count, ways), []
   for i, way in enumerate(said):
     good = {"texts": [f"{name}:{i}. {stuff.words()}", None], "images": [None, {"bytes": stuff.picture(), "path": None}]}
@@ -226,8 +251,11 @@ def _huggingface(folder, name, count, stuff) -> Spoiled:
 def _list(folder, name, count, stuff) -> Spoiled:
   """Conversations in one JSON list, a third with a picture inside."""
   ways = {
-      "a word": ("record", lambda r: "x"), "tools": ("record", lambda r: {**r, "tools": []}), "content is a number": ("conversation", lambda r: {"messages": [{"role": "user", "content": 3}, r["messages"][1]]}),
-      "a picture of the assistant": ("conversation", lambda r: {"messages": [r["messages"][0], {"role": "assistant", "content": [{"type": "image"}]}]}), "system alone": ("conversation", lambda r: {"messages": [{"role": "system", "content": "x"}]}),
+      "a word": ("record", lambda r: "x"),
+      "tools": ("record", lambda r: {**r, "tools": []}),
+      "content is a number": ("conversation", lambda r: {"messages": [{"role": "user", "content": 3}, r["messages"][1]]}),
+      "a picture of the assistant": ("conversation", lambda r: {"messages": [r["messages"][0], {"role": "assistant", "content": [{"type": "image"}]}]}),
+      "system alone": ("conversation", lambda r: {"messages": [{"role": "system", "content": "x"}]}),
       "no base64": ("image", lambda r: {"messages": r["messages"], "image": "data:image/png;base64,***"})}
   said, rows = _ways(count, ways), []
   for i, way in enumerate(said):
