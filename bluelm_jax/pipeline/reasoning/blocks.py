@@ -11,7 +11,7 @@ import numpy as np
 from bluelm_jax.pipeline import clean
 from bluelm_jax.pipeline import evaluation
 from bluelm_jax.pipeline import files
-from bluelm_jax.pipeline import select
+from bluelm_jax.pipeline import place
 from bluelm_jax.pipeline import stages
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.reasoning import generator
@@ -43,7 +43,7 @@ def rewrite(name: str, config, answers: str, cleaned: stages.Stage, deduped: sta
 
   def work():
     found = files.read_samples(cleaned.path(f"{name}.samples"))
-    given = [found[i] for i in select.survivors(name, cleaned, deduped)]
+    given = [found[i] for i in place.survivors(name, cleaned, deduped)]
     out, counts = rewrite_lib.rewrite(given, config, evaluation.load(cleaned.path("evaluation.npz")), answers)
     files.write_samples(stage.path(f"{name}.samples"), out)
     return {"documents": len(given), "kept": len(out), **counts}
