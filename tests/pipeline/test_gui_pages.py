@@ -204,7 +204,7 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path):
   assert results[0] == results[1] and manifest["documents"] == 4 * 2 + 2 and manifest["yields"]["text_boxes"]["checked"] > 0
   shard = sources.read_shard(str(tmp_path / "0" / "*.array_record"))
   made = [shard[i] for i in range(len(shard))]
-  assert len({s.meta["page"] for s in made if s.meta["scroll"]}) == 1  # all pages end alike, which is kept once a theme
+  assert sorted(s.meta["theme"] for s in made if s.meta["scroll"]) == ["dark", "light"]  # all pages end alike, which is kept once a theme
   assert [images.decode(s.images[0]).mean() < 60 for s in made] == [s.meta["theme"] == "dark" for s in made]
   rested = [e for s in made for e in s.meta["elements"] if e["text"].startswith("Page")]
   assert len(rested) == 8 and all(e["box"][0] > 0.2 for e in rested)  # where the animation ends
@@ -221,6 +221,15 @@ def test_parts_of_a_saved_page_are_no_pages(tmp_path):
   (tmp_path / "News.html").write_text(f"{HEAD}<link rel=stylesheet href=News_files/style.css><p style='margin:0'>A page that was saved.</p>")
   (made,) = drawn(tmp_path)
   assert made.source.startswith("here: News.html") and abs(made.meta["elements"][0]["box"][0] - 0.25) < 0.01
+
+
+def test_a_page_without_themes_is_drawn_in_one(tmp_path):
+  for name, style in (("plain", ""), ("themed", "<style>@media (prefers-color-scheme: dark) { body { background: #000; color: #fff } }</style>")):
+    (tmp_path / f"{name}.html").write_text(f"{HEAD}{style}<p>Hello to you.</p>")
+  source = dict(kind="pages", path=f"{tmp_path}/*.html", licence="MIT", devices={"small": DEVICE}, check=0.0)
+  blocks, folders = read.blocks({"here": source}, 10**6, tmp_path)
+  assert [(s.meta["page"], s.meta["theme"]) for s in read.block(blocks[0], source, folders["here"])] == [
+      ("plain.html", "light"), ("themed.html", "light"), ("themed.html", "dark")]
 
 
 def test_an_archive_is_drawn(tmp_path):
