@@ -26,7 +26,7 @@ def get_config(folder: str = "apps"):
     c.gui.tasks = {}
     device = dict(width=360, height=720, ratio=1, touch=True, image_width=240)
     for split, count in (("train", 1400), ("select", 162), ("test", 240)):
-      kept = dict(split=split, count=count, devices=dict(phone=device), check=0.0)
+      kept = dict(split=split, count=count, devices=dict(phone=device), check=0.0, first_edition=True)
       c.sources[f"screens-{split}"] = dict(kind="screens", path=str(screens.PACKAGE), licence="MIT", **{**screens.DEFAULTS, **kept})
     return c
   if folder == "apps":

@@ -223,6 +223,15 @@ def test_parts_of_a_saved_page_are_no_pages(tmp_path):
   assert made.source.startswith("here: News.html") and abs(made.meta["elements"][0]["box"][0] - 0.25) < 0.01
 
 
+def test_a_page_without_themes_is_drawn_in_one(tmp_path):
+  for name, style in (("plain", ""), ("themed", "<style>@media (prefers-color-scheme: dark) { body { background: #000; color: #fff } }</style>")):
+    (tmp_path / f"{name}.html").write_text(f"{HEAD}{style}<p>Hello to you.</p>")
+  source = dict(kind="pages", path=f"{tmp_path}/*.html", licence="MIT", devices={"small": DEVICE}, check=0.0)
+  blocks, folders = read.blocks({"here": source}, 10**6, tmp_path)
+  assert [(s.meta["page"], s.meta["theme"]) for s in read.block(blocks[0], source, folders["here"])] == [
+      ("plain.html", "light"), ("themed.html", "light"), ("themed.html", "dark")]
+
+
 def test_an_archive_is_drawn(tmp_path):
   (tmp_path / "a.mhtml").write_bytes(b"\r\n".join(
       b"""From: <Saved>\nMIME-Version: 1.0\nContent-Type: multipart/related; type="text/html"; boundary="xyz"\n\n--xyz\nContent-Type: text/html; charset=utf-8
@@ -242,7 +251,7 @@ MINIATURE = dict(phone=dict(width=360, height=720, ratio=1, touch=True, image_wi
 @KITS
 def test_screens_of_the_kits_are_those_that_are_shipped():
   """Elements exactly; pictures too but for another version of browser or fonts."""
-  source = dict(kind="screens", licence="MIT", split="test", devices=MINIATURE, check=0.0)
+  source = dict(kind="screens", licence="MIT", split="test", devices=MINIATURE, check=0.0, first_edition=True)
   shipped = sources.read_shard("assets/screens-test.array_record")
   for i, made in enumerate(screens.samples(str(screens.PACKAGE), "here", source, 0, 8)):
     assert [{k: v for k, v in e.items() if k != "label"} for e in made.meta["elements"]] == shipped[i].meta["elements"]

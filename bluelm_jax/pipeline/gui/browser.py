@@ -20,7 +20,7 @@ DEVICE_KEYS = ("width", "height", "ratio", "touch", "image_width")
 _CLOSE = 10.0  # seconds
 _FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-partial-raster", "--disable-dev-shm-usage", "--hide-scrollbars", "--font-render-hinting=none", "--disable-lcd-text",
-    "--force-color-profile=srgb", "--allow-file-access-from-files", "--enable-blink-features=ComputedAccessibilityInfo",
+    "--force-color-profile=srgb", "--allow-file-access-from-files", "--enable-blink-features=ComputedAccessibilityInfo", "--force-renderer-accessibility",
     "--host-resolver-rules=MAP * ~NOTFOUND", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--blink-settings=imageAnimationPolicy=2", "--autoplay-policy=document-user-activation-required", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 

@@ -45,13 +45,14 @@ async def _samples(paths, name, source, root: pathlib.Path, folder: str) -> list
   async with browser_lib.Browser() as browser:
     for path in paths:
       for device, spec in source["devices"].items():
+        seen: set[bytes] = set()
         for theme in source["themes"]:
           where = path.removeprefix(folder)
           page = await browser.page(spec, theme, root)
           try:
             async with asyncio.timeout(source["timeout"]):
               await _open(page, path)
-              found += _findable([s async for s in _views(page, name, where, device, spec, theme, source)])
+              found += _findable([s async for s in _views(page, name, where, device, spec, theme, source, seen)])
           except Exception as e:  # playwright's errors, of a page that may do anything
             reason = "takes too long" if isinstance(e, TimeoutError) else str(e).splitlines()[0]
             found.append(ValueError(f"{path}: not drawn for {device}, {theme} ({reason[:200]})"))
@@ -73,7 +74,8 @@ async def _open(page, path: str) -> None:
     await page.evaluate(browser_lib.script(name) + "\n;undefined")  # a function would be called
 
 
-async def _views(page, name: str, where: str, device: str, spec: Mapping, theme: str, source: Mapping):
+async def _views(page, name: str, where: str, device: str, spec: Mapping, theme: str, source: Mapping, tops: set[bytes]):
+  """Samples of a page from top to end; none if its top is one of `tops`, those of its other themes, to which it is added."""
   height = await page.evaluate("() => document.documentElement.scrollHeight")
   language = ""
   for scroll in scrolls(height, spec["height"], source["scrolls"]):
@@ -85,6 +87,10 @@ async def _views(page, name: str, where: str, device: str, spec: Mapping, theme:
     language = language or source.get("language") or language_of(seen)
     shot = await page.screenshot(**boxes.STILL)
     image, (high, wide) = encode(shot, spec, source["webp_quality"])
+    if scroll == 0:
+      if image in tops:
+        return  # it knows no themes
+      tops.add(image)
     meta = dict(
         page=where, device=device, theme=theme, scroll=scroll, width=wide, height=high, title=seen["title"], language=language, elements=seen["elements"],
         caption=caption(seen["elements"], theme, language), above=seen["above"], below=seen["below"])

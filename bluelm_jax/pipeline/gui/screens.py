@@ -16,7 +16,7 @@ from bluelm_jax.pipeline.gui.pages import encode
 
 PACKAGE = browser_lib.HERE / "kits" / "package.json"
 SPLITS = ("train", "select", "test")
-DEFAULTS = dict(split="train", count=1000, seed=1, chinese=0.5, dark=0.2, devices=browser_lib.DEVICES, check=0.1, webp_quality=80)
+DEFAULTS = dict(split="train", count=1000, seed=1, chinese=0.5, dark=0.2, devices=browser_lib.DEVICES, check=0.1, webp_quality=80, first_edition=False)
 KITS = {"weui": "weui 2.6.26", "vant": "vant 4.10.2", "antd": "antd-mobile 5.43.0"}  # all MIT
 _STYLES = ("weui/dist/style/weui.min.css", "vant/lib/index.css", "antd-mobile/bundle/style.css")
 _LIBRARIES = (
@@ -38,6 +38,8 @@ def modules(package: str) -> pathlib.Path:
 def samples(package: str, name: str, source: Mapping, start: int, stop: int) -> Iterator[Sample]:
   """Screens [start, stop) of a split, each for all devices.
 
+  With first_edition they look as when the shipped shards were drawn: dark colours are ours, not the kits', and weui's search bar is bare.
+
   A sample's source is "NAME: KIT, TEMPLATE, INDEX, DEVICE". Its meta holds template, kit, language, theme, split, device, width, height,
   caption and elements, as pages.samples says; here elements have colours.
   """
@@ -56,7 +58,7 @@ async def _samples(kits: pathlib.Path, name: str, source: Mapping, start: int, s
       for path in [*(kits / p for p in _LIBRARIES), *(browser_lib.HERE / p for p in _SCRIPTS)]:
         await page.add_script_tag(path=path)
       for index in range(start, stop):
-        asked = dict(split=source["split"], index=index, **{k: source[k] for k in ("seed", "chinese", "dark")})
+        asked = dict(split=source["split"], index=index, **{k: source[k] for k in ("seed", "chinese", "dark", "first_edition")})
         plan = await page.evaluate("(asked) => { const plan = window.plan(asked); window.drawPage(plan.spec); delete plan.spec; return plan; }", asked)
         await browser_lib.settle(page)
         elements = await page.evaluate("() => window.bluelm.elements()")

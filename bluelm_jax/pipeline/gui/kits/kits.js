@@ -5,7 +5,8 @@ const WEUI = {
   switch: (n) => mark(make(`<input class="weui-switch" type="checkbox" ${n.on ? 'checked' : ''} style="--weui-BRAND:${css(n.color)}">`), 'switch', {on: n.on}),
   checkbox: (n) => mark(make(`<i class="weui-icon-${n.on ? 'success' : 'circle'}" style="font-size:24px;${n.on ? `color:${css(n.color)}` : ''}"></i>`), 'checkbox', {on: n.on}),
   search: (n) => {
-    const el = make(`<div class="weui-search-bar"><div class="weui-search-bar__form"><div class="weui-search-bar__box"><i class="weui-icon-search"></i><input class="weui-search-bar__input" placeholder="${n.text}"></div></div></div>`);
+    const label = document.body.classList.contains('first') ? '' : `<label class="weui-search-bar__label"><i class="weui-icon-search"></i><span>${n.text}</span></label>`;
+    const el = make(`<div class="weui-search-bar"><div class="weui-search-bar__form"><div class="weui-search-bar__box"><i class="weui-icon-search"></i><input class="weui-search-bar__input" placeholder="${n.text}"></div>${label}</div></div>`);
     mark(el.querySelector('.weui-search-bar__form'), 'search', n);
     return el;
   },

@@ -54,7 +54,11 @@ const draw = (node) => (LAYOUTS[node.t] ?? window.kit)(node);
 window.drawPage = (spec) => {
   const root = document.getElementById('root');
   root.replaceChildren();
-  document.body.className = `${spec.kit} ${spec.dark ? 'dark' : 'light'}`;
+  document.body.className = `${spec.kit} ${spec.dark ? 'dark' : 'light'}${spec.first ? ' first' : ''}`;
+  const dark = spec.dark && !spec.first;  // the kits' own
+  document.documentElement.classList.toggle('van-theme-dark', dark);
+  document.documentElement.dataset.prefersColorScheme = dark ? 'dark' : 'light';
+  document.body.dataset.weuiTheme = dark ? 'dark' : 'light';
   document.body.style.fontSize = `${spec.font}px`;
   window.palette = spec.colors;
   root.style.padding = `${spec.pad}px`;

@@ -6,6 +6,7 @@
     searchbox: 'search', spinbutton: 'stepper', tab: 'tab', slider: 'slider', progressbar: 'progress', meter: 'progress', image: 'image', img: 'image',
     heading: 'title', menuitem: 'item', option: 'item', treeitem: 'item'};
   const INLINE = new Set(['inline', 'contents', 'ruby', 'ruby-text']);
+  const TOUCHED = new Set(['input', 'select', 'search', 'checkbox', 'radio', 'switch', 'button', 'link']);  // even inside another element
   const LEAST = 6;  // CSS pixels a side
   const INVISIBLE = /[\u200b-\u200f\u2028-\u202f\ue000-\uf8ff\ufeff]/g;  // formatting, and icons of fonts
 
@@ -120,7 +121,11 @@
     const free = new CSSStyleSheet();
     free.replaceSync('*, ::before, ::after { pointer-events: auto !important; }');  // what lets touches through still covers
     document.adoptedStyleSheets = [...document.adoptedStyleSheets, free];
-    const found = [], targets = [], above = [], below = [], owners = new Map();
+    const found = [], targets = [], above = [], below = [], owners = new Map(), parting = [];
+    const insideOwner = (el) => {
+      for (let up = parent(el); up; up = parent(up)) if (owners.has(up) && owners.get(up) !== 'title') return true;
+      return false;
+    };
     const screen = {left: 0, top: 0, right: innerWidth, bottom: innerHeight};
     const frame = (r) => [r.left / innerWidth, r.top / innerHeight, r.right / innerWidth, r.bottom / innerHeight];
 
@@ -137,12 +142,13 @@
 
     for (const el of walk(document)) {
       const kind = role(el);
-      if (!kind || [...owners.keys()].some((o) => o !== el && holds(o, el) && owners.get(o) !== 'title' && !['input', 'select', 'search', 'checkbox', 'radio', 'switch', 'button', 'link'].includes(kind))) continue;
+      if (!kind || !TOUCHED.has(kind) && insideOwner(el)) continue;
       const drawn = body(el);
       if (!shown(drawn)) continue;
       const target = window.bluelm.target(drawn), text = written(el, kind) ?? textOf(target.nodes);
       if (kind === 'title' && !text) continue;
       owners.set(el, kind).set(drawn, kind);
+      if (kind !== 'link') parting.push(el);
       const name = clean(el.computedName ?? ''), held = value(el, kind);
       const boxes = kind === 'title' ? target.nodes.flatMap(window.bluelm.rects) : [drawn.getBoundingClientRect()];
       add(drawn, rectOf(boxes), {
@@ -151,8 +157,12 @@
     }
 
     // Text that belongs to no such element, by blocks, and parted by what stands in it; a link inside a line belongs to both.
-    const runs = [], parting = [...owners.keys()].filter((o) => owners.get(o) !== 'link');
-    const between = (a, b) => parting.some((o) => a.compareDocumentPosition(o) & Node.DOCUMENT_POSITION_FOLLOWING && b.compareDocumentPosition(o) & Node.DOCUMENT_POSITION_PRECEDING && !holds(o, b));
+    const runs = [], follows = (a, b) => a.compareDocumentPosition(b) & Node.DOCUMENT_POSITION_FOLLOWING;
+    let next = 0;  // of `parting`, which is in the order of the document as the text is
+    const between = (a, b) => {
+      while (next < parting.length && !follows(a, parting[next])) next++;
+      return next < parting.length && follows(parting[next], b);
+    };
     for (const node of window.bluelm.textNodes(document.body)) {
       let home = null, owned = false;
       for (let up = node.parentElement; up; up = parent(up)) {
