@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("apache_beam")
 
+from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data import sources
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import run
@@ -167,6 +168,14 @@ def test_evaluation_sets_and_held_out_pages_stay_apart(folder, tmp_path):
   assert manifest["yields"]["clean"]["removed"]["contaminated"] >= 1
   pages = {split: {s.source for name in manifest["shards"] if f"-{split}-" in name for s in _read(tmp_path / "out" / name)} for split in ("train", "test")}
   assert pages["train"] and pages["test"] and not pages["train"] & pages["test"]
+
+
+def test_a_shard_may_be_an_evaluation_set(folder, tmp_path):
+  c = config(folder)
+  item = json.loads((folder / "0.jsonl").read_text("utf-8").splitlines()[3])["text"]
+  sample_lib.write_shard(str(tmp_path / "exam.array_record"), [sample_lib.Sample("exam", "-", item[40:400])])
+  c.decontaminate = (str(tmp_path / "exam.array_record"), "assets/screens-test.array_record")
+  assert run.run(c, str(tmp_path / "out"), ONE)["yields"]["clean"]["removed"]["contaminated"] >= 1
 
 
 def test_a_budget_leaves_out_and_a_plan_packs(folder, tmp_path):

@@ -19,6 +19,7 @@ from bluelm_jax.pipeline.reasoning import judge as judge_lib
 from bluelm_jax.pipeline.reasoning import prompts
 from bluelm_jax.pipeline.reasoning import rewrite as rewrite_lib
 
+
 def keys(config: Mapping[str, Any]) -> dict[str, list]:
   """What each of the stages depends on, beside the one before."""
   r = dict(config["reasoning"])

@@ -1,16 +1,15 @@
 """Which paths of which questions are kept: rules, the right answer or a majority's, rejection sampling."""
 
 import collections
-import functools
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from bluelm_jax.data import tokenizer as tokenizer_lib
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import classify
 from bluelm_jax.pipeline import clean
 from bluelm_jax.pipeline import decontaminate
+from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.reasoning import choose
 from bluelm_jax.pipeline.reasoning import compare
@@ -40,7 +39,7 @@ def judge(questions: Sequence[Sample], answers: Sequence[Sequence[Mapping[str, s
   check = verifier.shared(r["check_seconds"])
   paths = [[replies.path(reply) for reply in some] for some in answers]
   form = iter(_form([(q, p) for q, some in zip(questions, paths) for p in some], config, evaluation))
-  tokenizer = _tokenizer(config["tokenizer"])
+  tokenizer = select.tokenizer(config["tokenizer"])
   kept, removed, kinds = [], collections.defaultdict(list), collections.defaultdict(_nothing)
   for question, some in zip(questions, paths):
     verdict = _verdict(question, some, [next(form) for _ in some], r, check)
@@ -56,7 +55,7 @@ def judge(questions: Sequence[Sample], answers: Sequence[Sequence[Mapping[str, s
 
 def _form(pairs, config, evaluation) -> list[str]:
   """The first rule of form that each (question, path) breaks, or ""."""
-  r, tokenizer = config["reasoning"], _tokenizer(config["tokenizer"])
+  r, tokenizer = config["reasoning"], select.tokenizer(config["tokenizer"])
   texts = [f"{p.thought}\n{p.text}" for _, p in pairs]
   words = tokens.words(texts)
   loop = rules.loops(texts, [q.meta["language"] for q, _ in pairs], words)
@@ -160,8 +159,3 @@ def _count(kind: dict[str, Any], verdict: Verdict, broken: Sequence[str], sample
     kind[sample.meta["style"]] += 1
   if verdict.outcome in ("solved", "unsolved", "too_easy", "too_hard"):
     kind["pass_rates"][int(np.ceil(10 * verdict.rate - 1e-9))] += 1
-
-
-@functools.cache
-def _tokenizer(path: str) -> tokenizer_lib.Tokenizer:
-  return tokenizer_lib.Tokenizer(path) if path else tokenizer_lib.Tokenizer()
