@@ -1,4 +1,4 @@
-"""The miniature's recipe at about 100 M parameters, for one GPU.
+"""The miniature's recipe at about 100 M parameters, for one GPU: eleven minutes on an H100 beside 16 processor cores.
 
   python -m bluelm_jax.recipe --config=configs/recipes/small.py --workdir=/tmp/small
   python -m bluelm_jax.evaluate --config=configs/recipes/small.py --workdir=/tmp/small

@@ -12,7 +12,8 @@ def get_config(size: str = "miniature"):
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
   c.steps = 40
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 296, 500
+    c.data.rows, c.data.length, c.data.tile_slots = 32, 1024, 296
+    c.data.workers, c.steps = 12, 50
   c.trainable = ("adapter/.*",)
   c.optimizer.learning_rate = 3e-4
   c.schedule.warmup = 10

@@ -10,9 +10,10 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "joint", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 1210
+  c.steps = 1090
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 256, 12_000
+    c.data.rows, c.data.length, c.data.tile_slots = 32, 1024, 256
+    c.data.workers, c.steps = 12, 1100
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01

@@ -10,9 +10,10 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 336, 12  # two screens a row
-  c.steps = 900
+  c.steps = 820
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 32, 1024, 292, 4000
+    c.data.rows, c.data.length, c.data.tile_slots = 32, 1024, 292
+    c.data.workers, c.steps = 12, 500
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.muon_learning_rate = 0.01

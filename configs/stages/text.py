@@ -10,9 +10,10 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "text", size
   c.data.rows, c.data.length = 4, 256
-  c.steps = 600
+  c.steps = 560
   if size == "small":
-    c.data.rows, c.data.length, c.steps = 64, 1024, 4000
+    c.data.rows, c.data.length = 64, 1024
+    c.data.workers, c.steps = 12, 350
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 2e-3
   c.optimizer.weight_decay = 0.01

@@ -13,9 +13,10 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset, c.objective = "vision", size, "dense"
   c.data.rows, c.data.length, c.data.tile_slots = 8, 392, 16
-  c.steps = 1200
+  c.steps = 1050
   if size == "small":
-    c.data.rows, c.data.length, c.data.tile_slots, c.steps = 64, 1536, 384, 3000
+    c.data.rows, c.data.length, c.data.tile_slots = 64, 1536, 384
+    c.data.workers, c.steps = 12, 500
   c.trainable = ("vision/.*", "adapter/.*")
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 2e-3
