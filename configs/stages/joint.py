@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "joint", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 12
-  c.steps = 1090
+  c.steps = 1210
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots = 32, 1024, 256
     c.data.workers, c.steps = 12, 1100

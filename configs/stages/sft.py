@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "sft", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 336, 12  # two screens a row
-  c.steps = 820
+  c.steps = 900
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots = 32, 1024, 292
     c.data.workers, c.steps = 12, 500

@@ -10,7 +10,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "text", size
   c.data.rows, c.data.length = 4, 256
-  c.steps = 560
+  c.steps = 600
   if size == "small":
     c.data.rows, c.data.length = 64, 1024
     c.data.workers, c.steps = 12, 350

@@ -13,7 +13,7 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset, c.objective = "vision", size, "dense"
   c.data.rows, c.data.length, c.data.tile_slots = 8, 392, 16
-  c.steps = 1050
+  c.steps = 1200
   if size == "small":
     c.data.rows, c.data.length, c.data.tile_slots = 64, 1536, 384
     c.data.workers, c.steps = 12, 500
