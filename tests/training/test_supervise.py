@@ -39,12 +39,12 @@ def losses(directory):
 
 
 def test_whatever_happens_the_losses_are_the_same(whole, tmp_path):
-  flags = "--faults=kill@3,stop@5,cut@7,term@9", "--deadline=4"
+  flags = "--faults=kill@3,stop@5,cut@7,term@9", "--deadline=15"
   out = run(tmp_path, *flags)
   directory, errors = tmp_path / "1-text", out.stderr
   assert out.returncode == supervise.GO_ON_LATER, errors
-  assert "its process was ended by SIGKILL after step 3; in 1 s" in errors and "after step 5 and was killed; in 1 s" in errors
-  assert errors.count("warning: checkpoint") == 1 and errors.splitlines()[-1].startswith("stopped: text was asked to end and saved step 9 of 12; run the same")
+  assert "its process was ended by SIGKILL after step 3; in 1 s" in errors and "s after step 5 and was killed; in 1 s" in errors
+  assert errors.count("warning: checkpoint") == 1 and errors.splitlines()[-1].startswith("stopped: text was asked to end and saved step 10 of 12; run the same")
   assert len(list((directory / "damaged").iterdir())) == 1
   again = run(tmp_path, *flags)
   assert again.returncode == 0, again.stderr
@@ -52,7 +52,7 @@ def test_whatever_happens_the_losses_are_the_same(whole, tmp_path):
   found, expected = (bluelm_jax.load_pretrained(d)[1] for d in (directory, whole))
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
   seconds = goodput.read(directory)
-  assert seconds["restart"] > 4 and seconds["lost"] > 0 and seconds["restore"] > 0  # of the restart the deadline, and three pauses
+  assert seconds["restart"] > 15 and seconds["lost"] > 0 and seconds["restore"] > 0  # of the restart the deadline, and three pauses
   assert goodput.read(whole)["restart"] == goodput.read(whole)["lost"] == 0
 
 
