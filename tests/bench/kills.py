@@ -17,7 +17,7 @@ import time
 
 from tests.training import faulty
 
-STEPS_A_KILL = 150  # more than are made between two kills
+STEPS_A_KILL = 40  # more than are made between two kills
 PATIENCE = 240.0  # seconds for two processes to make a step
 
 
@@ -30,7 +30,7 @@ def train(index: str, port: str, steps: str, *workdirs: str) -> None:
   jax.distributed.initialize(coordinator_address=f"127.0.0.1:{port}", num_processes=2, process_id=int(index))
   faulty.add_preset()
   config = faulty.config()
-  config.steps, config.checkpoint_every = int(steps), max(int(steps) // 100, 2)
+  config.steps, config.checkpoint_every = int(steps), 4
   for workdir in workdirs:
     stage.run(config, workdir)
 
@@ -83,12 +83,13 @@ def main(kills: int) -> None:
   rng, steps = random.Random(0), STEPS_A_KILL * kills
   print(f"{machine.line()}; {kills} kills, {steps} steps", flush=True)
   with tempfile.TemporaryDirectory() as folder:
-    whole, killed, count = f"{folder}/whole", f"{folder}/killed", 0
-    while count < kills:
-      anywhere = rng.random() < 0.25  # imports and restoring too
-      running, before = launch(steps, killed), lines(killed)
-      count += kill(running, killed, rng.randrange(2), 0 if anywhere else 1, rng.uniform(0, 8.0 if anywhere else 1.5))
-      print(f"kill {count}: {lines(killed) - before} lines", flush=True)
+    whole, killed = f"{folder}/whole", f"{folder}/killed"
+    for count in range(1, kills + 1):
+      starting = rng.random() < 0.5  # or restoring, or compiling
+      before = lines(killed)
+      if not kill(launch(steps, killed), killed, rng.randrange(2), 0 if starting else rng.randint(1, 12), rng.uniform(0, 40.0 if starting else 0.3)):
+        raise RuntimeError("it ended before it could be killed")
+      print(f"kill {count}: {lines(killed) - before} steps", flush=True)
     finish(launch(steps, killed, whole))
     found, expected = ([(r["step"], r["loss"]) for r in metrics.read(w)] for w in (killed, whole))
     same = sum(a == b for a, b in zip(found, expected))

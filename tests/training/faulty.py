@@ -17,7 +17,7 @@ from bluelm_jax.training import defaults
 ROOT, STEPS = pathlib.Path(__file__).parents[2], 12
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the recipe.")
-_FAULTS = flags.DEFINE_list("faults", [], "One a life: kill, stop, crash, cut, term or interrupt, at a step.")
+_FAULTS = flags.DEFINE_list("faults", [], "One a life: kill, stop, crash, mistake, cut, term or interrupt, at a step; at 0 before jax is imported.")
 _DEADLINE = flags.DEFINE_float("deadline", 600, "As the recipe's.")
 
 
@@ -38,8 +38,8 @@ def add_preset():
 
 
 def happen(fault: str, stage: pathlib.Path, step: int):
-  if fault == "crash":
-    raise RuntimeError("as it was told to")
+  if fault in ("crash", "mistake"):
+    raise (RuntimeError if fault == "crash" else ValueError)("as it was told to")
   if fault == "cut":  # the newest checkpoint, and away
     while not (newest := stage / "checkpoints" / str(step - 1)).is_dir():
       time.sleep(0.01)
@@ -55,15 +55,17 @@ def happen(fault: str, stage: pathlib.Path, step: int):
 def main(argv):
   del argv
   life, workdir = supervise.lives(_WORKDIR.value, _DEADLINE.value), pathlib.Path(_WORKDIR.value)
-  from bluelm_jax.training import metrics
-  from bluelm_jax.training import recipe
-
-  add_preset()
-  fault, step = "", 0
+  fault, step = "", ""
   if _FAULTS.value:
     lived = workdir.with_name(f"{workdir.name}.lives")
     lived.write_text((lived.read_text() if lived.exists() else "") + ".")
     fault, _, step = (*_FAULTS.value, "")[min(len(lived.read_text()) - 1, len(_FAULTS.value))].partition("@")
+  if step == "0":
+    happen(fault, workdir, 0)
+  from bluelm_jax.training import metrics
+  from bluelm_jax.training import recipe
+
+  add_preset()
   write = metrics.Metrics.write
 
   def faulty_write(self, at, *rest):
