@@ -37,6 +37,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, keep: int, keep_every: int = 0):
+    load.hush()
     self._workdir = pathlib.Path(workdir).absolute()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True, cleanup_tmp_directories=True, temporary_path_class=_Listed)
