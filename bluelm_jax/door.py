@@ -10,10 +10,11 @@ from absl import flags
 from absl import logging
 
 from bluelm_jax import process
+from bluelm_jax import supervise
 
 
 def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = (), rest: bool = False) -> None:
-  """Runs `main` with absl flags; a user's mistake becomes one line on stderr and exit code 2.
+  """Runs `main` with absl flags; a user's mistake becomes one line on stderr and exit code 2, leaving on request one and 75.
 
   Args:
     rest: whether what follows a lone "--" is for `main`, as options of a library.
@@ -34,6 +35,9 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = (), res
       guarded(argv)
     except (ValueError, OSError) as e:
       _leave(_reason(e))
+    except supervise.Preempted as e:
+      print(f"stopped: {e}", file=sys.stderr)
+      sys.exit(supervise.GO_ON_LATER)
 
   try:
     app.run(entry, flags_parser=_parse)

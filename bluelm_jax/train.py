@@ -1,6 +1,8 @@
 """Runs one stage.
 
   python -m bluelm_jax.train --config=configs/stages/text.py:miniature --workdir=/tmp/text [--config.steps=100]
+
+SIGTERM saves and leaves with exit code 75; the same command goes on.
 """
 
 from absl import flags
@@ -8,6 +10,7 @@ from ml_collections import config_flags
 
 from bluelm_jax import door
 from bluelm_jax import process
+from bluelm_jax import supervise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A stage: configs/stages/NAME.py[:argument].", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; an earlier run there is resumed.")
@@ -15,10 +18,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics g
 
 def main(argv):
   del argv
+  life = supervise.Life()  # imports count
   process.keep_memory()
   from bluelm_jax.training import stage  # after the flags: --help stays fast
 
-  stage.run(_CONFIG.value, _WORKDIR.value)
+  stage.run(_CONFIG.value, _WORKDIR.value, life=life)
 
 
 if __name__ == "__main__":

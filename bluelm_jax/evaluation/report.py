@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from bluelm_jax.data.tasks import screens
+from bluelm_jax.training import goodput
 from bluelm_jax.training import metrics
 
 _STYLE = """
@@ -46,7 +47,8 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
       "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
       "<p>Shown means: better than the control at p &lt; 0.001 on at least 300 held-out items. Held-out screens come from page layouts never seen in training.</p>",
       _claims(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
-      "</div><h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
+      "</div><h2>Wall time</h2>", _goodput(stage_directories),
+      "<h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
       *map(_screen, results.points[:18]), "<h2>Dialogues</h2>", *map(_dialogue, results.dialogues)]
   _put(output / "report.html", "\n".join(parts).encode())
 
@@ -80,6 +82,17 @@ def _curve(name: str, records: list[dict]) -> str:
   return (
       f'<svg width="250" height="140"><text x="20" y="14" font-size="13">{html.escape(name)}: {losses[0]:.2f} → {losses[-1]:.2f} in {steps[-1]} steps</text>'
       f'<polyline points="{points}" fill="none" stroke="#1769ff" stroke-width="1.5"/><line x1="20" y1="110" x2="240" y2="110" stroke="#999"/></svg>')
+
+
+def _goodput(stage_directories: dict[str, pathlib.Path]) -> str:
+  """Seconds of each kind by stage; what each kind is, on hovering."""
+  heads = "".join(f'<th title="{html.escape(what)}">{kind}' for kind, what in goodput.KINDS.items())
+  rows = ""
+  for name, directory in stage_directories.items():
+    seconds = goodput.read(directory)
+    share = seconds["steps"] / max(sum(seconds.values()), 1e-9)
+    rows += f"<tr><td>{html.escape(name)}<td class=n>{share:.1%}" + "".join(f"<td class=n>{s:.1f} s" for s in seconds.values())
+  return f"<table><tr><th>stage<th>goodput{heads}{rows}</table>"
 
 
 def _screen(point: dict) -> str:

@@ -137,7 +137,7 @@ def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
 @contextlib.contextmanager
 def reading(what):
   """Makes one ValueError of whatever orbax raises on a damaged checkpoint."""
-  _hush()
+  hush()
   try:
     yield
     return
@@ -149,8 +149,9 @@ def reading(what):
 
 
 @functools.cache
-def _hush() -> None:
-  """Drops what orbax's abandoned tasks print after such an error, at times of their own choosing."""
+def hush() -> None:
+  """Drops what orbax prints of errors that it raises too, and its abandoned tasks after them, at times of their own choosing."""
+  logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
   logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
   show = sys.unraisablehook
 

@@ -1,38 +1,101 @@
 """Orbax checkpoints of a stage: parameters, optimizer and data state under `workdir/checkpoints`."""
 
+import asyncio
+import contextlib
+import errno
 import pathlib
+import sys
+import time
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
 from bluelm_jax.interop import load
+from bluelm_jax.training import manifest
+from bluelm_jax.training import record
 from bluelm_jax.training.optimizer import paths
 from bluelm_jax.training.state import TrainState
 
 
-class Checkpoints:
-  """Asynchronous saves, the last `keep` of them; each commits by a rename."""
+class _Listed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A checkpoint being written, whose manifest is written just before the rename that commits both."""
 
-  def __init__(self, workdir, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints", options=options)
+  async def finalize(self):
+    if self.get_final().name.isdigit():  # the whole checkpoint, no item of it
+      await asyncio.to_thread(manifest.write, self.get())
+    await super().finalize()
+
+
+class Checkpoints:
+  """Asynchronous saves; each commits by a rename, with the checksums of its files.
+
+  Args:
+    keep: the last so many stay.
+    keep_every: those of multiples of this step stay too; 0 for none.
+  """
+
+  def __init__(self, workdir, keep: int, keep_every: int = 0):
+    load.hush()
+    self._workdir = pathlib.Path(workdir).absolute()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True, cleanup_tmp_directories=True, temporary_path_class=_Listed)
+    self._manager = ocp.CheckpointManager(self._workdir / "checkpoints", options=options)
 
   def save(self, state: TrainState, data_state: dict) -> None:
+    """Begins to save.
+
+    Raises:
+      ValueError: the disk is full, perhaps since the save before; what was whole stays so.
+    """
     step = int(state.step)
     if step == self._manager.latest_step():
       return
-    self._manager.save(step, args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-        data=ocp.args.JsonSave(data_state)))
+    with self._room():
+      self._manager.save(step, args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+          data=ocp.args.JsonSave(data_state)))
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-    """The newest state in the shardings of `like`, and the data state."""
+    """The newest whole state in the shardings of `like`, and the data state.
+
+    Newer ones that are damaged are named on stderr and moved to `workdir/damaged`.
+
+    Raises:
+      ValueError: none is whole.
+    """
+    problems = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      problem = self._problem(step)
+      if problem is None:
+        try:
+          found = self._read(step, like)
+        except ValueError as e:  # no manifest, written by an earlier version
+          if jax.process_count() > 1:  # the others may have read their parts
+            raise
+          problem = str(e)
+        else:
+          self._set_aside(problems, step)
+          return found
+      problems[step] = problem
+    newest = max(problems)
+    raise ValueError(
+        f"no checkpoint of {self._workdir} is whole ({newest}: {problems[newest]}); put a copy of one there, or choose another --workdir")
+
+  def _problem(self, step: int) -> str | None:
+    """What is wrong with a checkpoint's files, the same for all processes: the first reads them."""
+    problem = manifest.problem(self._manager.directory / str(step)) if jax.process_index() == 0 else None
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
+      return problem or "damaged"
+    return problem
+
+  def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    step = self._manager.latest_step()
     with load.reading(self._manager.directory / str(step)):
       restored = self._manager.restore(step, args=ocp.args.Composite(
           params=ocp.args.StandardRestore(abstract.params),
@@ -46,8 +109,40 @@ class Checkpoints:
         opt_state=restored.optimizer["opt_state"],
     ), restored.data
 
+  def _set_aside(self, problems: dict[int, str], good: int) -> None:
+    """Moves damaged checkpoints out of the way of those that will be saved at their steps."""
+    aside = self._workdir / "damaged"
+    for step, problem in problems.items() if jax.process_index() == 0 else ():
+      aside.mkdir(exist_ok=True)
+      place = aside / f"{step}-{time.time():.0f}"
+      (self._workdir / "checkpoints" / str(step)).rename(place)
+      print(f"warning: checkpoint {step} is damaged ({problem}) and moved to {place}; going on from {good}", file=sys.stderr)
+    if problems and jax.process_count() > 1:
+      multihost_utils.sync_global_devices("set aside")
+    self._manager.reload()
+
+  @contextlib.contextmanager
+  def _room(self):
+    """Makes one ValueError of a full disk, wherever orbax was writing."""
+    try:
+      yield
+      return
+    except Exception as e:
+      if not _full(e):
+        raise
+    raise ValueError(
+        f"no room on the disk of {self._workdir}; make some and run the same command again, which goes on from step {record.latest_step(self._workdir) or 0}")
+
   def wait(self) -> None:
-    self._manager.wait_until_finished()
+    """Until what was saved is committed; raises as `save` does."""
+    with self._room():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    with self._room():
+      self._manager.close()
+
+
+def _full(error: BaseException | None) -> bool:
+  return error is not None and (
+      getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error) or _full(error.__cause__ or error.__context__))

@@ -15,7 +15,7 @@ from bluelm_jax.training import defaults
 _GREATEST = 1e38  # of float32
 _RULES = (
     ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep")),
-    ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62, ("seed", "schedule.warmup", "data.workers")),
+    ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62, ("seed", "schedule.warmup", "data.workers", "keep_every", "export_every")),
     ("positive", lambda v: 0 < v < _GREATEST, ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),

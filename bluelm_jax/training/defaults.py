@@ -50,7 +50,9 @@ def stage() -> ml_collections.ConfigDict:
   c.execution = ml_collections.ConfigDict({"attention": "", "context_parallel": "", "remat": ""})  # "" is the preset's; see models.config
   c.log_every = 20
   c.checkpoint_every = 500
-  c.keep = 1  # checkpoints kept
+  c.keep = 2  # checkpoints kept; the one before stands in for a damaged one
+  c.keep_every = 0  # steps whose multiples are kept for good if a checkpoint is saved there; 0 keeps none
+  c.export_every = 0  # steps between checkpoints that are also written in HuggingFace form, to export/STEP, as the last is then; 0 writes none
   return c.lock()
 
 

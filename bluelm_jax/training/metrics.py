@@ -5,19 +5,25 @@ import pathlib
 import sys
 import time
 
+import jax
 import tensorboardX
+
+_FILE_NAME = "metrics.jsonl"
 
 
 class Metrics:
   """Writes scalars of a stage and keeps its clock.
 
-  Rates are over the wall time since the last line, saving and input waits included, compiling not.
+  Rates are over the wall time since the last line, saving and input waits included, compiling not. Of several
+  processes the first writes.
   """
 
   def __init__(self, workdir, name: str, steps: int):
-    workdir = pathlib.Path(workdir)
-    self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
-    self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+    self._writes = jax.process_index() == 0
+    if self._writes:
+      _drop_torn(pathlib.Path(workdir) / _FILE_NAME)
+      self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
+      self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
     self._name, self._steps = name, steps
     self._since = None
 
@@ -27,6 +33,8 @@ class Metrics:
 
   def write(self, step: int, values: dict, tokens: list[int], slots: int) -> None:
     """Logs `values`; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
+    if not self._writes:
+      return
     # The first line's steps include the one that compiled, before the clock started: it counts in no rate.
     timed = step - self._step
     seconds = time.monotonic() - self._since
@@ -45,13 +53,22 @@ class Metrics:
     self.start(step)
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
+
+
+def _drop_torn(path: pathlib.Path) -> None:
+  """Cuts off a last line that a full disk left unfinished, so that the next does not join it."""
+  data = path.read_bytes() if path.exists() else b""
+  if data and not data.endswith(b"\n"):
+    with open(path, "r+b") as f:
+      f.truncate(data.rfind(b"\n") + 1)
 
 
 def read(workdir) -> list[dict]:
   """The lines of a stage's metrics.jsonl; a resumed step replaces the earlier line."""
-  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  lines = (pathlib.Path(workdir) / _FILE_NAME).read_text().splitlines()
   by_step = {}
   for line in lines:
     record = json.loads(line)

@@ -5,6 +5,8 @@ import pathlib
 import sys
 import time
 
+from bluelm_jax import supervise
+from bluelm_jax.training import goodput
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
 
@@ -33,8 +35,12 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
   return found
 
 
-def run(config, workdir) -> None:
-  """Runs the stages that are not done; a stage counts as done once done.json names its last step."""
+def run(config, workdir, life: supervise.Life | None = None) -> None:
+  """Runs the stages that are not done; a stage counts as done once done.json names its last step.
+
+  Args:
+    life: of this process, where a door began it.
+  """
   started = time.monotonic()
   found = stages(config, workdir)
   _check(found)
@@ -43,12 +49,13 @@ def run(config, workdir) -> None:
       print(f"{name}: done before, at step {stage_config.steps}", file=sys.stderr)
       continue
     before = time.monotonic()
-    stage.run(stage_config, directory)
+    stage.run(stage_config, directory, life=life)
+    life = life and life.next()
     done = pathlib.Path(directory) / _DONE
     temporary = done.with_suffix(".tmp")
     temporary.write_text(json.dumps({"steps": stage_config.steps, "seconds": round(time.monotonic() - before, 1)}))
     temporary.rename(done)
-  print(f"recipe: {time.monotonic() - started:.0f} s", file=sys.stderr)
+  print(f"recipe: {time.monotonic() - started:.0f} s; all stages: {goodput.line([d for _, d, _ in found])}", file=sys.stderr)
 
 
 def finished(directory) -> bool:

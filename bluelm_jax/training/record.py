@@ -12,7 +12,7 @@ from bluelm_jax.interop import load
 
 FILE_NAME = "stage.json"
 # How a stage is computed, printed and saved; what it learns does not depend on these.
-_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep", "data.workers", "data.max_bad_share")
+_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep", "keep_every", "export_every", "data.workers", "data.max_bad_share")
 
 
 def latest_step(workdir) -> int | None:

@@ -1,5 +1,6 @@
 """One training stage, from its config to its last checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bluelm_jax import process
+from bluelm_jax import supervise
 from bluelm_jax.data import chat as chat_lib
 from bluelm_jax.data import loader
 from bluelm_jax.data import pack
@@ -28,23 +30,32 @@ from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import checks
+from bluelm_jax.training import goodput
 from bluelm_jax.training import optimizer as optimizer_lib
+from bluelm_jax.training import preemption
 from bluelm_jax.training import record
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training.checkpoints import Checkpoints
 from bluelm_jax.training.metrics import Metrics
 
 
-def run(config, workdir, stop_after: int | None = None) -> None:
+def run(config, workdir, stop_after: int | None = None, life: supervise.Life | None = None) -> None:
   """Trains a stage; starts again where `workdir` left off.
 
   Args:
     config: of `training.defaults.stage`.
-    workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl and tensorboard/, and quarantine.jsonl
-      if there are bad records.
-    stop_after: leave after this step with a checkpoint, as a preempted run would; for tests.
+    workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl, goodput.jsonl and tensorboard/, and quarantine.jsonl
+      if there are bad records, export/ if the config asks, damaged/ if a checkpoint was.
+    stop_after: leave after this step with a checkpoint; for tests.
+    life: of this process, where a door began it; None counts its time from now.
+
+  Raises:
+    ValueError: a mistake of the user, or a full disk.
+    supervise.Preempted: SIGTERM came; the step that was under way is saved.
   """
+  life = life or supervise.Life()
   workdir = pathlib.Path(workdir)
+  clock = goodput.Clock(workdir, life)
   checks.workdir(workdir)
   checks.complete(config)
   before = record.latest_step(workdir)
@@ -59,10 +70,14 @@ def run(config, workdir, stop_after: int | None = None) -> None:
   record.check(workdir, config)
   if before is not None and before >= config.steps:
     print(f"{config.name}: already at step {before} of {config.steps}", file=sys.stderr)
+    _export(config, workdir, before)
     return
+  if config.export_every and jax.process_count() > 1:
+    raise ValueError("export_every reads the checkpoint in one process; set it to 0 and export with python -m bluelm_jax.convert")
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
-  quarantine = workdir / "quarantine.jsonl" if jax.process_index() == 0 else None  # every process reads all examples
+  first = jax.process_index() == 0  # of the processes, which all read all examples; it alone writes
+  quarantine = workdir / "quarantine.jsonl" if first else None
   batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
   _try(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
@@ -71,43 +86,83 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
   # All that can be refused has been; from here on the workdir is written to.
   workdir.mkdir(parents=True, exist_ok=True)
-  record.write(workdir, config)
-  if before is None:
+  if first:
+    record.write(workdir, config)
+  if first and before is None:
     _describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
-  checkpoints = Checkpoints(workdir, config.keep)
+  checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
+  clock.mark("start")
   if checkpoints.latest_step() is not None:
     state, data_state = checkpoints.restore(state)
     batches.set_state(data_state)
+  clock.mark("restore")
+  last = min(config.steps, stop_after or config.steps)
   try:
-    _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, min(config.steps, stop_after or config.steps))
+    _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last, life, clock)
   finally:
+    life.beat(0)
     checkpoints.close()
+  clock.mark("checkpoint")
+  clock.write(last)
+  if first:
+    print(f"{config.name}: {goodput.line([workdir])}", file=sys.stderr)
+  if last == config.steps:
+    _export(config, workdir, last)
 
 
-def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last):
+def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last, life, clock):
   step_fn = jit_step(config, model, tx, jax.tree.map(lambda x: x.sharding, state))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
-  metrics = Metrics(workdir, config.name, config.steps)
-  step, pending, first = int(state.step), [], True
-  with jax.set_mesh(mesh):
+  step, pending, waits, compiled = int(state.step), [], [], False
+  clock.write(step)
+  with jax.set_mesh(mesh), preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
     while step < last:
-      if (batch := next(batches, None)) is None:
+      clock.mark("steps")
+      batch = next(batches, None)
+      waits.append(clock.mark("input"))
+      if batch is None:
         checkpoints.save(state, batches.get_state())
         raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
       state, values = step_fn(state, put(batch))
       step += 1
       pending.append(values)
-      if first:  # compiled now; leave it out of the rates
+      if not compiled:  # it is now; leave it out of the rates
+        clock.mark("compile")
         jax.block_until_ready(state.step)
         metrics.start(step)
-        first = False
-      if step % config.log_every == 0 or step == last:
-        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), batches.get_stats())
-        pending = []
-      if step % config.checkpoint_every == 0 or step == last:
+        compiled = True
+      life.beat(step)
+      leave = asked(step)
+      export = config.export_every and step % config.export_every == 0
+      if step % config.log_every == 0 or step == last or leave:
+        beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
+        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
+        pending, waits = [], []
+        clock.mark("steps")
+        clock.write(step)
+      if step % config.checkpoint_every == 0 or step == last or leave or export:
         _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
+        clock.mark("steps")
         checkpoints.save(state, batches.get_state())
-  metrics.close()
+        clock.mark("checkpoint")
+        clock.write(step)
+      if leave or export:
+        life.beat(0)  # the next takes a while
+        checkpoints.wait()
+        clock.mark("checkpoint")
+        clock.write(step)
+      if leave:
+        raise supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
+      if export:
+        _export(config, workdir, step)
+        clock.mark("checkpoint")
+
+
+def _export(config, workdir, step) -> None:
+  """The HuggingFace form of the newest checkpoint, which is of `step`, if the config wants one and it is not there yet."""
+  output = workdir / "export" / str(step)
+  if config.export_every and not output.exists():
+    compose.export(workdir, output)
 
 
 def _log(metrics, step, values, spec, names, of_sources):

@@ -23,3 +23,13 @@ def test_the_compiled_step_counts_in_no_rate(tmp_path, monkeypatch, capsys):
   assert "tokens_per_second" not in first and first["padding"] == 0.5
   assert second["tokens_per_second"] == 70 and second["seconds_per_step"] == 1 and abs(second["padding"] - 110 / 300) < 1e-6
   assert third["tokens_per_second"] == 20 and third["seconds_per_step"] == 1
+
+
+def test_an_unfinished_line_is_dropped(tmp_path):
+  """As a full disk leaves it; the next line stands alone."""
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  writer = metrics.Metrics(tmp_path, "text", 6)
+  writer.start(1)
+  writer.write(2, {"loss": 1.0}, [50], 100)
+  writer.close()
+  assert [(r["step"], r["loss"]) for r in metrics.read(tmp_path)] == [(1, 2.0), (2, 1.0)]

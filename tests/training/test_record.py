@@ -10,6 +10,7 @@ import pytest
 from bluelm_jax.models import presets
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.training import defaults
+from bluelm_jax.training import manifest
 from bluelm_jax.training import recipe
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
@@ -131,9 +132,11 @@ def test_a_damaged_checkpoint_is_one_line(part, words, workdir, capfd):
   largest.write_bytes(largest.read_bytes()[:100])
   if part == item.name:
     shutil.rmtree(item)
+  shutil.rmtree(item.parent.with_name("1"))
   config = tiny().stages.text
   config.steps = 3
-  (workdir / "1-text" / record.FILE_NAME).unlink()  # of an earlier version, which had none
+  for name in (record.FILE_NAME, f"checkpoints/2/{manifest.FILE_NAME}"):
+    (workdir / "1-text" / name).unlink()  # of an earlier version, which had none
   with pytest.raises(ValueError, match=words) as error:
     stage.run(config, workdir / "1-text")
   assert "\n" not in str(error.value)
