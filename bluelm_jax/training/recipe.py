@@ -6,13 +6,14 @@ import sys
 import time
 
 from bluelm_jax.training import record
+from bluelm_jax.training import schedules
 from bluelm_jax.training import stage
 
 _DONE = "done.json"
 
 
 def stages(config, workdir) -> list[tuple[str, str, object]]:
-  """(name, directory, stage config) in order, with `init_from` set along the line."""
+  """(name, directory, stage config) in order, with `init_from` set along the line, and schedules joined that go on."""
   if "order" not in config:
     raise ValueError("this config is no recipe; run a stage with python -m bluelm_jax.train")
   unknown = set(config.order) - set(config.stages)
@@ -30,6 +31,7 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
       stage_config.init_from = before
     before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
     found.append((name, before, stage_config))
+  schedules.join([(name, stage_config) for name, _, stage_config in found])
   return found
 
 

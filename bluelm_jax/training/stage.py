@@ -223,6 +223,8 @@ def abstract_state(config, model, tx, mesh):
     else:  # a file may hold another precision
       params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, nn.meta.unbox(boxed))
     trainable, frozen = optimizer_lib.split_trainable(params, config.trainable)
+    if config.optimizer.decayed:
+      optimizer_lib.check_patterns("optimizer.decayed", config.optimizer.decayed, {**trainable, **frozen})
     if config.optimizer.lr_factors:
       optimizer_lib.check_patterns("optimizer.lr_factors", [f["path"] for f in config.optimizer.lr_factors.values()], {**trainable, **frozen})
     return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable))
