@@ -10,6 +10,7 @@ from bluelm_jax.kernels.attention import api
 from bluelm_jax.kernels.attention import layouts
 from bluelm_jax.kernels.attention import ring
 from bluelm_jax.sharding import remat
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import defaults
 
 _GREATEST = 1e38  # of float32
@@ -87,6 +88,7 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError("schedule.final is 0, and multistep would learn nothing from 80 % of the steps on; raise it")
   if config.schedule.continues and not config.schedule.offset:
     raise ValueError("schedule.continues is set, but only a recipe counts the steps before; set schedule.offset instead")
+  accumulate.check(config.data.accumulate)
   for name, f in config.optimizer.lr_factors.items():
     if not isinstance(f, ConfigDict) or set(f) != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:
       raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else")

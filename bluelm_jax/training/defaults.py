@@ -22,6 +22,7 @@ def stage() -> ml_collections.ConfigDict:
   c.data.rows = 8  # of a batch
   c.data.length = 512  # tokens a row
   c.data.tile_slots = 0  # tiles a row group may hold
+  c.data.accumulate = ((0, 1),)  # ((step, batches), ...): from that step on an update is made of so many batches, rows each
   c.data.overlong = "truncate"  # examples longer than a row; or "drop" them, or "split" them where no image is cut
   c.data.workers = 0  # processes that read examples ahead; 0 reads in a thread of the trainer
   c.data.max_bad_share = 0.01  # of the examples; more that cannot be used stop the run. They are listed in the workdir's quarantine.jsonl

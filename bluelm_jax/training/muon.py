@@ -15,7 +15,7 @@ import optax
 
 MOMENTUM = 0.95
 STEPS = 5
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's, which Moonlight keeps; singular values end between 0.68 and 1.13
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's, which Moonlight keeps; singular values that are not tiny end between 0.68 and 1.13
 RMS = 0.2  # of AdamW's updates, as Moonlight found it
 
 

@@ -27,6 +27,7 @@ from bluelm_jax.models import serialize
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
@@ -85,22 +86,33 @@ def run(config, workdir, stop_after: int | None = None) -> None:
 
 
 def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last):
-  step_fn = jit_step(config, model, tx, jax.tree.map(lambda x: x.sharding, state))
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step_fn = jit_step(config, model, tx, shardings)
+  if accumulate.most(config.data.accumulate) > 1:
+    programs = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
   metrics = Metrics(workdir, config.name, config.steps)
-  step, pending, first = int(state.step), [], True
+  step, pending, sums, compiled = int(state.step), [], None, set()
   with jax.set_mesh(mesh):
     while step < last:
-      if (batch := next(batches, None)) is None:
-        checkpoints.save(state, batches.get_state())
-        raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
-      state, values = step_fn(state, put(batch))
+      count = accumulate.batches(config.data.accumulate, step)
+      for _ in range(count):
+        if (batch := next(batches, None)) is None:
+          checkpoints.save(state, batches.get_state())
+          raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
+        batch = put(batch)
+        if count == 1:
+          state, values = step_fn(state, batch)
+        else:
+          sums = programs.add(state, programs.start(state, batch) if sums is None else sums, batch)
+      if count > 1:
+        state, sums, values = programs.apply(state, sums)
       step += 1
-      pending.append(values)
-      if first:  # compiled now; leave it out of the rates
+      pending.append({**values, "batches": count})
+      if (count == 1) not in compiled:  # now it is; leave it out of the rates
         jax.block_until_ready(state.step)
         metrics.start(step)
-        first = False
+        compiled.add(count == 1)
       if step % config.log_every == 0 or step == last:
         _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), batches.get_stats())
         pending = []
@@ -117,8 +129,8 @@ def _log(metrics, step, values, spec, names, of_sources):
   by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
   scalars = {
       "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
+      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
 
 
 def _refuse_broken(step, values):
@@ -207,6 +219,13 @@ def jit_step(config, model, tx, shardings: state_lib.TrainState):
   step = state_lib.make_train_step(model, tx, len(config.data.sources), config.objective, config.layout)
   kind = shardings.step.mesh.devices.flat[0].device_kind
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
+
+
+def gradient_shardings(config, model, tx, mesh) -> dict:
+  """Where gradients lie, flat by path: in pieces, as the moments do, also where weights are whole."""
+  in_pieces = config.copy_and_resolve_references()
+  in_pieces.zero = 3
+  return abstract_state(in_pieces, model, tx, mesh)[2].trainable
 
 
 def abstract_state(config, model, tx, mesh):
