@@ -28,6 +28,7 @@ def main(argv):
 
   jax.config.update("jax_platforms", "cpu")  # nothing runs; the chips are described
   from bluelm_jax.sharding import chips
+  from bluelm_jax.training import accumulate
   from bluelm_jax.training import memory
   from bluelm_jax.training import stage
   from bluelm_jax.training.precompile import compile as compile_lib
@@ -51,6 +52,8 @@ def main(argv):
   found = estimate.estimate(compiled, config, stage.described_model(config), chip)
   mesh = ", ".join(f"{axis} {size}" for axis, size in compiled.described.mesh.shape.items() if size > 1)
   title = f"{config.name} ({config.preset}) on {len(devices)} {chip.name}: {mesh}"
+  if compiled.described.sums:
+    title += f"; one batch of a step of up to {accumulate.most(config.data.accumulate)}"
   _leave(report.sections(found, memory.budget(config, compiled.described.mesh), title, compiled.seconds), found.memory.fits)
 
 

@@ -10,12 +10,15 @@ from bluelm_jax.kernels.attention import api
 from bluelm_jax.kernels.attention import layouts
 from bluelm_jax.kernels.attention import ring
 from bluelm_jax.sharding import remat
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import defaults
 
 _GREATEST = 1e38  # of float32
+_ROUNDED = 1 - 2**-8  # bfloat16 has 8 bits: what shrinks by less than half of the last stays what it was
 _RULES = (
     ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep")),
-    ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62, ("seed", "schedule.warmup", "data.workers", "keep_every", "export_every")),
+    ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62,
+     ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every")),
     ("positive", lambda v: 0 < v < _GREATEST, ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),
@@ -78,6 +81,15 @@ def values(config, model_config, tokenizer) -> None:
       value = (config[part] if part else config)[leaf]
       if not holds(value):
         raise ValueError(f"{key} {value} must be {rule}")
+  if config.optimizer.moment_dtype not in ("", "bfloat16", "float32"):
+    raise ValueError(f"optimizer.moment_dtype {config.optimizer.moment_dtype!r} is unknown; use bfloat16, float32, or '' for that of the parameters")
+  if config.optimizer.moment_dtype == "bfloat16" and max(config.optimizer.b1, config.optimizer.b2) > _ROUNDED:
+    raise ValueError(f"with moments in bfloat16, optimizer.b1 and b2 above {_ROUNDED} round every decay of a moment away; lower them or use float32")
+  if config.schedule.kind == "multistep" and not config.schedule.final:
+    raise ValueError("schedule.final is 0, and multistep would learn nothing from 80 % of the steps on; raise it")
+  if config.schedule.continues and not config.schedule.offset:
+    raise ValueError("schedule.continues is set, but only a recipe counts the steps before; set schedule.offset instead")
+  accumulate.check(config.data.accumulate)
   for name, f in config.optimizer.lr_factors.items():
     if not isinstance(f, ConfigDict) or set(f) != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:
       raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else")

@@ -22,6 +22,7 @@ def stage() -> ml_collections.ConfigDict:
   c.data.rows = 8  # of a batch
   c.data.length = 512  # tokens a row
   c.data.tile_slots = 0  # tiles a row group may hold
+  c.data.accumulate = ((0, 1),)  # ((step, batches), ...): from that step on an update is made of so many batches, rows each
   c.data.overlong = "truncate"  # examples longer than a row; or "drop" them, or "split" them where no image is cut
   c.data.workers = 0  # processes that read examples ahead; 0 reads in a thread of the trainer
   c.data.max_bad_share = 0.01  # of the examples; more that cannot be used stop the run. They are listed in the workdir's quarantine.jsonl
@@ -29,20 +30,25 @@ def stage() -> ml_collections.ConfigDict:
 
   c.trainable = (".*",)  # regular expressions over parameter paths, e.g. "adapter/.*"
   c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.name = "adamw"  # or "muon": Muon on matrices, AdamW on the rest
+  c.optimizer.name = "adamw"  # or Muon on matrices and AdamW on the rest: "muon" as optax has it, "moonlight" with updates as large as AdamW's
   c.optimizer.learning_rate = 1e-3
-  c.optimizer.muon_learning_rate = 0.02
+  c.optimizer.muon_learning_rate = 0.02  # of the matrices with "muon"; "moonlight" has one rate for all
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.95
   c.optimizer.eps = 1e-8
-  c.optimizer.weight_decay = 0.1  # on matrices only; with muon, on those that Muon updates
+  c.optimizer.weight_decay = 0.1
+  c.optimizer.decayed = ()  # regular expressions over parameter paths; () is all matrices, with "muon" those that Muon updates
+  c.optimizer.moment_dtype = ""  # "bfloat16" or "float32", of all moments; "" is the parameters'
   c.optimizer.clip_norm = 1.0
   c.optimizer.lr_factors = ml_collections.ConfigDict()  # name -> {"path": regex, "factor": number}
   c.schedule = ml_collections.ConfigDict()
-  c.schedule.kind = "wsd"  # "constant", "cosine", "linear" or "wsd" (warm-up, stable, decay)
+  c.schedule.kind = "wsd"  # "constant", "cosine", "linear", "wsd" (warm-up, stable, decay) or "multistep" (to sqrt(final) after 80 % and final after 90 %)
   c.schedule.warmup = 50  # steps
   c.schedule.decay_share = 0.3  # of the steps, for wsd
   c.schedule.final = 0.1  # of the peak, at the end
+  c.schedule.horizon = 0  # steps of the whole decay, which several stages may share; 0 ends it with this stage
+  c.schedule.offset = 0  # steps of the decay that earlier stages made
+  c.schedule.continues = False  # in a recipe: goes on with the decay of the stage before; offset, and horizon if 0, are counted
 
   c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "expert": 1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
   c.zero = 3  # what fsdp ranks divide (ZeRO, arXiv 1910.02054): 3 weights, gradients and moments; 2 all but the weights

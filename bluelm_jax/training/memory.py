@@ -22,6 +22,7 @@ from bluelm_jax.models import serialize
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.sharding import remat
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 
@@ -32,7 +33,7 @@ class Budget:
 
   Attributes:
     params, gradients, optimizer: the state; float32 Adam takes 16 bytes a trained parameter, in as many parts as the
-      mesh cuts it into.
+      mesh cuts it into; 20 where gradients of several batches are added up.
     saved: activations kept from the forward for the backward pass.
     working: what is alive besides at the peak.
   """
@@ -54,15 +55,16 @@ def budget(config, mesh) -> Budget:
   model = serialize.build(model_config)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
-  in_pieces = config.copy_and_resolve_references()
-  in_pieces.zero = 3
-  _, _, pieces = stage.abstract_state(in_pieces, model, tx, mesh)
+  pieces = stage.gradient_shardings(config, model, tx, mesh)
   spec, _ = stage.batch_shape(config, model_config, mesh, Tokenizer(config.tokenizer or ASSET))
   local = lambda tree, places: sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(places)))
   share = _Share(config, model_config, mesh, spec)
   saved, working = share.saved(), share.working()
   params = local(shapes.trainable, shardings.trainable) + local(shapes.frozen, shardings.frozen)
-  return Budget(params, local(shapes.trainable, pieces.trainable), local(shapes.opt_state, shardings.opt_state), saved, working)
+  gradients = local(shapes.trainable, pieces)
+  if accumulate.most(config.data.accumulate) > 1:  # the sums of those before, in float32, beside a batch's own
+    gradients += local(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.trainable), pieces)
+  return Budget(params, gradients, local(shapes.opt_state, shardings.opt_state), saved, working)
 
 
 def alternatives(config, devices) -> dict[str, Budget]:

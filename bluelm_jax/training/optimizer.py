@@ -1,29 +1,15 @@
-"""Schedules, and the optimizer a stage config describes."""
+"""The optimizer a stage config describes, and parameters by path."""
 
+import functools
 import re
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import optax
 
-
-def make_schedule(config, peak: float, steps: int) -> optax.Schedule:
-  """step -> learning rate; `config` has kind, warmup, decay_share, final."""
-  warmup = min(config.warmup, steps)
-  final = peak * config.final
-  rest = max(steps - warmup, 1)
-  if config.kind == "constant":
-    body = optax.constant_schedule(peak)
-  elif config.kind == "cosine":
-    body = optax.cosine_decay_schedule(peak, rest, config.final)
-  elif config.kind == "linear":
-    body = optax.linear_schedule(peak, final, rest)
-  elif config.kind == "wsd":
-    decay = max(int(steps * config.decay_share), 1)
-    body = optax.join_schedules([optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(rest - decay, 0)])
-  else:
-    raise ValueError(f"schedule kind {config.kind!r} is unknown; use constant, cosine, linear or wsd")
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), body], [warmup])
+from bluelm_jax.training import muon
+from bluelm_jax.training import schedules
 
 
 def paths(tree) -> dict[str, jax.Array]:
@@ -60,42 +46,24 @@ def merge(trainable: dict, frozen: dict):
   return flax.traverse_util.unflatten_dict({**trainable, **frozen}, sep="/")
 
 
-def _matrix_dims(path: str):
-  """(input axes, output axes) of a weight as Muon sees it, or None for what AdamW updates.
-
-  Parameters under `layers` carry the layer on axis 0, which Muon treats as a batch.
-  """
-  leaf = path.rsplit("/", 1)[-1]
-  first = 1 if "/layers/" in f"/{path}" else 0
-  if leaf in ("q", "k", "v"):
-    return (first,), (first + 1, first + 2)
-  if leaf == "o":
-    return (first, first + 1), (first + 2,)
-  if leaf in ("gate", "up", "down"):
-    return (first,), (first + 1,)
-  return None
-
-
 def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransformation:
-  """AdamW or Muon over a flat {path: array} dict, with clipping and per-path learning-rate factors."""
+  """AdamW or a Muon over a flat {path: array} dict, with clipping and per-path learning-rate factors."""
   o = config
-  schedule = make_schedule(schedule_config, o.learning_rate, steps)
-
-  def decays(params):
-    return {p: v.ndim >= 2 and not p.endswith(("_bias", "scale", "bias")) for p, v in params.items()}
-
+  schedule = schedules.make(schedule_config, o.learning_rate, steps)
+  decays = lambda params: muon.by_path(functools.partial(_decays, o), params)
+  # Beside optax's Muon its AdamW has Nesterov's momentum too, as in optax.contrib.muon.
+  adamw = optax.adamw(schedule, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decays, nesterov=o.name == "muon")
   if o.name == "adamw":
-    update = optax.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decays)
-  elif o.name == "muon":
-
-    def dimensions(params):
-      return {p: (d := _matrix_dims(p)) and optax.contrib.MuonDimensionNumbers(*d) for p in params}
-
-    update = optax.contrib.muon(
-        make_schedule(schedule_config, o.muon_learning_rate, steps), adam_b1=o.b1, adam_b2=o.b2, eps=o.eps,
-        weight_decay=o.weight_decay, adam_learning_rate=schedule, muon_weight_dimension_numbers=dimensions)
+    update = adamw
+  elif o.name in ("muon", "moonlight"):
+    direction = muon.jordan(o.eps) if o.name == "muon" else muon.moonlight()
+    rate = schedules.make(schedule_config, o.muon_learning_rate, steps) if o.name == "muon" else schedule
+    matrices = optax.chain(direction, optax.add_decayed_weights(o.weight_decay, decays), optax.scale_by_learning_rate(rate))
+    update = optax.partition({"muon": matrices, "adam": adamw}, lambda params: {p: "muon" if muon.axes(p) else "adam" for p in params})
   else:
-    raise ValueError(f"optimizer {o.name!r} is unknown; use adamw or muon")
+    raise ValueError(f"optimizer {o.name!r} is unknown; use adamw, muon or moonlight")
+  if o.moment_dtype:
+    update = _moments_in(o.moment_dtype, update)
 
   factors = [(f["path"], f["factor"]) for f in o.lr_factors.values()]
 
@@ -104,3 +72,26 @@ def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransfo
     return {p: u * next((f for pattern, f in factors if re.fullmatch(pattern, p)), 1.0) for p, u in updates.items()}
 
   return optax.chain(optax.clip_by_global_norm(o.clip_norm), update, optax.stateless(scale))
+
+
+def _decays(o, path: str, value) -> bool:
+  """Whether weight decay acts on a parameter."""
+  if o.decayed:
+    return any(re.fullmatch(pattern, path) for pattern in o.decayed)
+  if o.name == "muon":
+    return muon.axes(path) is not None
+  return value.ndim >= 2 and not path.endswith(("_bias", "scale", "bias"))
+
+
+def _moments_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`inner` with the moments of its parameters kept in `dtype` between steps; a step computes in float32."""
+
+  def cast(state, names, to):
+    of_parameter = lambda at: any(getattr(part, "key", None) in names for part in at)
+    return jax.tree_util.tree_map_with_path(lambda at, x: x.astype(to) if of_parameter(at) else x, state)
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, cast(state, updates, jnp.float32), params)
+    return updates, cast(state, updates, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(inner.init(params), params, dtype), update)

@@ -8,13 +8,14 @@ import time
 from bluelm_jax import supervise
 from bluelm_jax.training import goodput
 from bluelm_jax.training import record
+from bluelm_jax.training import schedules
 from bluelm_jax.training import stage
 
 _DONE = "done.json"
 
 
 def stages(config, workdir) -> list[tuple[str, str, object]]:
-  """(name, directory, stage config) in order, with `init_from` set along the line."""
+  """(name, directory, stage config) in order, with `init_from` set along the line, and schedules joined that go on."""
   if "order" not in config:
     raise ValueError("this config is no recipe; run a stage with python -m bluelm_jax.train")
   unknown = set(config.order) - set(config.stages)
@@ -32,6 +33,7 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
       stage_config.init_from = before
     before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
     found.append((name, before, stage_config))
+  schedules.join([(name, stage_config) for name, _, stage_config in found])
   return found
 
 

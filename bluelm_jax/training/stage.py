@@ -29,6 +29,7 @@ from bluelm_jax.models import serialize
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import goodput
 from bluelm_jax.training import optimizer as optimizer_lib
@@ -111,26 +112,38 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
 
 
 def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last, life, clock):
-  step_fn = jit_step(config, model, tx, jax.tree.map(lambda x: x.sharding, state))
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step_fn = jit_step(config, model, tx, shardings)
+  if accumulate.most(config.data.accumulate) > 1:
+    programs = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
-  step, pending, waits, compiled = int(state.step), [], [], False
+  step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
   clock.write(step)
   with jax.set_mesh(mesh), preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
     while step < last:
-      clock.mark("steps")
-      batch = next(batches, None)
-      waits.append(clock.mark("input"))
-      if batch is None:
-        checkpoints.save(state, batches.get_state())
-        raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
-      state, values = step_fn(state, put(batch))
+      count = accumulate.batches(config.data.accumulate, step)
+      waits.append(0.0)
+      for _ in range(count):
+        clock.mark("steps")
+        batch = next(batches, None)
+        waits[-1] += clock.mark("input")
+        if batch is None:
+          checkpoints.save(state, batches.get_state())
+          raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
+        batch = put(batch)
+        if count == 1:
+          state, values = step_fn(state, batch)
+        else:
+          sums = programs.add(state, programs.start(state, batch) if sums is None else sums, batch)
+      if count > 1:
+        state, sums, values = programs.apply(state, sums)
       step += 1
-      pending.append(values)
-      if not compiled:  # it is now; leave it out of the rates
+      pending.append({**values, "batches": count})
+      if (count == 1) not in compiled:  # now it is; leave it out of the rates
         clock.mark("compile")
         jax.block_until_ready(state.step)
         metrics.start(step)
-        compiled = True
+        compiled.add(count == 1)
       life.beat(step)
       leave = asked(step)
       export = config.export_every and step % config.export_every == 0
@@ -172,8 +185,8 @@ def _log(metrics, step, values, spec, names, of_sources):
   by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
   scalars = {
       "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * len(values))
+      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
 
 
 def _refuse_broken(step, values):
@@ -264,6 +277,13 @@ def jit_step(config, model, tx, shardings: state_lib.TrainState):
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
 
 
+def gradient_shardings(config, model, tx, mesh) -> dict:
+  """Where gradients lie, flat by path: in pieces, as the moments do, also where weights are whole."""
+  in_pieces = config.copy_and_resolve_references()
+  in_pieces.zero = 3
+  return abstract_state(in_pieces, model, tx, mesh)[2].trainable
+
+
 def abstract_state(config, model, tx, mesh):
   """(create(key, params=None) -> TrainState, its shapes, its shardings); nothing is computed."""
   method = "init_all" if isinstance(model.config, BlueLMConfig) else None
@@ -278,6 +298,8 @@ def abstract_state(config, model, tx, mesh):
     else:  # a file may hold another precision
       params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, nn.meta.unbox(boxed))
     trainable, frozen = optimizer_lib.split_trainable(params, config.trainable)
+    if config.optimizer.decayed:
+      optimizer_lib.check_patterns("optimizer.decayed", config.optimizer.decayed, {**trainable, **frozen})
     if config.optimizer.lr_factors:
       optimizer_lib.check_patterns("optimizer.lr_factors", [f["path"] for f in config.optimizer.lr_factors.values()], {**trainable, **frozen})
     return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable))

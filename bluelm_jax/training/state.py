@@ -72,34 +72,50 @@ def by_source(values_BS, batch: PackedBatch, sources: int):
   return jnp.stack([jnp.sum(jnp.where(batch.sources == i, values_BS, 0.0)) for i in range(sources)])
 
 
-def make_train_step(model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none"):
-  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count.
+def make_loss(model, sources: int, objective: str = "lm"):
+  """Returns loss(trainable, frozen, batch) -> (sum of the losses, counts): what batches add up to, for one division at the end.
 
   Args:
-    sources: of the mixture; "loss_sums" and "loss_weights" in the metrics, float32 [sources], are theirs.
-    layout: of rows over context ranks, a name of `kernels.attention.layouts`.
+    sources: of the mixture; "loss_sums" and "loss_weights" of the counts, float32 [sources], are theirs.
   """
 
-  def step(state: TrainState, batch: PackedBatch):
-    batch = arrange(batch, layout)
-    count = jnp.sum(batch.loss_weights)
-
-    def loss_fn(trainable):
-      losses_BS = token_losses(model, optimizer_lib.merge(trainable, state.frozen), batch, objective)
-      return jnp.sum(losses_BS) / jnp.maximum(count, 1.0), losses_BS
-
-    (loss, losses_BS), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {
-        "loss": loss,
-        "loss_tokens": count,
+  def loss(trainable, frozen, batch: PackedBatch):
+    losses_BS = token_losses(model, optimizer_lib.merge(trainable, frozen), batch, objective)
+    counts = {
+        "loss_tokens": jnp.sum(batch.loss_weights),
         "loss_sums": by_source(losses_BS, batch, sources),
         "loss_weights": by_source(batch.loss_weights, batch, sources),
         "tokens": jnp.sum(batch.segment_ids > 0),
         "image_tokens": jnp.sum(batch.vision_index >= 0),
-        "grad_norm": optax.tree.norm(grads),
     }
-    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+    return jnp.sum(losses_BS), counts
+
+  return loss
+
+
+def make_train_step(model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none"):
+  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count.
+
+  Args:
+    sources: of the mixture; see `make_loss`, whose counts are metrics.
+    layout: of rows over context ranks, a name of `kernels.attention.layouts`.
+  """
+  loss_sum = make_loss(model, sources, objective)
+
+  def step(state: TrainState, batch: PackedBatch):
+    batch = arrange(batch, layout)
+
+    def mean(trainable):
+      total, counts = loss_sum(trainable, state.frozen, batch)
+      return total / jnp.maximum(counts["loss_tokens"], 1.0), counts
+
+    (loss, counts), grads = jax.value_and_grad(mean, has_aux=True)(state.trainable)
+    return update(tx, state, grads), {"loss": loss, "grad_norm": optax.tree.norm(grads), **counts}
 
   return step
+
+
+def update(tx: optax.GradientTransformation, state: TrainState, grads) -> TrainState:
+  """The state after one step of the optimizer."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+  return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)

@@ -48,3 +48,15 @@ def test_half_the_rows_keep_half():
   mesh = rules.make_mesh({"data": 8})
   one, two = (memory.budget(stage_config(rows=rows, tile_slots=0), mesh).saved for rows in (16, 32))
   assert two == pytest.approx(2 * one, rel=0.01)
+
+
+@pytest.mark.parametrize("name,moments", [("adamw", 2), ("moonlight", None)])
+def test_narrow_moments_take_half(name, moments):
+  config, mesh = stage_config(), rules.make_mesh({"data": 8})
+  config.optimizer.name = name
+  wide = memory.budget(config, mesh)
+  config.optimizer.moment_dtype = "bfloat16"
+  narrow = memory.budget(config, mesh)
+  assert narrow.optimizer == pytest.approx(wide.optimizer / 2, rel=1e-3) and narrow.gradients == wide.gradients
+  if moments:
+    assert wide.optimizer == pytest.approx(moments * wide.params, rel=1e-3)

@@ -30,7 +30,11 @@ def text():
     ("optimizer.b1", 2.0, "optimizer.b1 2.0 must be at least 0 and below 1"), ("optimizer.b2", float("nan"), "must be at least 0 and below 1"),
     ("optimizer.weight_decay", -1.0, "must be at least 0"), ("schedule.warmup", -5, "must be at least 0"), ("schedule.decay_share", 3.0, "must be from 0 to 1"),
     ("schedule.final", -1.0, "must be at least 0"), ("seed", 2**70, "below 2**62"), ("log_every", 2**70, "below 2**31"), ("name", "", "name is empty"),
-    ("data.sources.prose.shar", 1, "unknown key 'shar'")])
+    ("data.sources.prose.shar", 1, "unknown key 'shar'"),
+    ("optimizer.moment_dtype", "float16", "optimizer.moment_dtype 'float16' is unknown; use bfloat16"), ("optimizer.decayed", ("vison/.*",), "optimizer.decayed pattern 'vison/.*' matches no parameter"),
+    ("schedule.horizon", -1, "schedule.horizon -1 must be at least 0"), ("schedule.offset", -1, "schedule.offset -1 must be at least 0"),
+    ("schedule.continues", True, "only a recipe counts the steps before"), ("schedule", dict(kind="multistep", final=0.0), "multistep would learn nothing"),
+    ("optimizer", dict(moment_dtype="bfloat16", b2=0.999), "round every decay of a moment away; lower them or use float32")])
 def test_a_stage_refuses(key, value, words, tmp_path):
   config = text()
   *parents, leaf = key.split(".")
@@ -38,7 +42,10 @@ def test_a_stage_refuses(key, value, words, tmp_path):
   for parent in parents:
     node = node[parent]
   with node.unlocked():
-    node[leaf] = value
+    if isinstance(value, dict):
+      node[leaf].update(value)
+    else:
+      node[leaf] = value
   with pytest.raises(ValueError, match=re.escape(words)):
     stage.run(config, tmp_path / "workdir")
   assert not (tmp_path / "workdir").exists()

@@ -12,6 +12,7 @@ from bluelm_jax.data.tokenizer import ASSET
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
@@ -21,8 +22,9 @@ class Described(NamedTuple):
   """A train step and what it takes, nothing computed.
 
   Attributes:
-    step: jitted step(state, batch); trace it with `mesh` in context.
+    step: jitted; call or trace it with `arguments`, and `mesh` in context.
     state, batch: ShapeDtypeStructs with shardings.
+    sums: of the gradients, where a stage adds up those of several batches: `step` adds one, which takes the most memory.
   """
 
   step: Callable
@@ -30,6 +32,11 @@ class Described(NamedTuple):
   batch: PackedBatch
   spec: pack.PackSpec
   mesh: jax.sharding.Mesh
+  sums: accumulate.Sums | None
+
+  @property
+  def arguments(self):
+    return (self.state, self.batch) if self.sums is None else (self.state, self.sums, self.batch)
 
 
 class Compiled(NamedTuple):
@@ -48,8 +55,16 @@ def describe(config, devices) -> Described:
   spec, _ = stage.batch_shape(config, model.config, mesh, tokenizer)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
-  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Described(stage.jit_step(config, model, tx, shardings), state, abstract_batch(spec, rules.batch_sharding(mesh)), spec, mesh)
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  state, batch = jax.tree.map(place, shapes, shardings), abstract_batch(spec, rules.batch_sharding(mesh))
+  if accumulate.most(config.data.accumulate) == 1:
+    return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, None)
+  pieces = stage.gradient_shardings(config, model, tx, mesh)
+  programs = accumulate.programs(config, model, tx, shardings, pieces)
+  with jax.set_mesh(mesh):
+    shapes = jax.eval_shape(programs.start, state, batch)
+  sums = jax.tree.map(place, shapes, accumulate.Sums(pieces, dict.fromkeys(shapes.counts, rules.replicated(mesh))))
+  return Described(programs.add, state, batch, spec, mesh, sums)
 
 
 def compile_stage(config, devices) -> Compiled:
@@ -61,7 +76,7 @@ def compile_stage(config, devices) -> Compiled:
   d = describe(config, devices)
   start = time.perf_counter()
   with jax.set_mesh(d.mesh):
-    program = d.step.lower(d.state, d.batch).compile()
+    program = d.step.lower(*d.arguments).compile()
   return Compiled(program, d, time.perf_counter() - start)
 
 

@@ -101,7 +101,8 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   params = {**compiled.described.state.trainable, **compiled.described.state.frozen}
   count = sum(int(np.prod(x.shape)) for x in params.values())
   # Read and written: weights gathered in bfloat16 for each pass, and the optimizer's float32 state.
-  state = sum(_local(x) for x in jax.tree.leaves(compiled.described.state))
+  kept = compiled.described.sums or compiled.described.state  # what adds up gradients leaves the moments alone
+  state = sum(_local(x) for x in jax.tree.leaves(kept))
   traffic = (2 * state + 2 * 2 * 3 * count) / (chip.bandwidth * MEMORY)
   return Estimate(
       memory(compiled, chip), count, spec.rows * spec.length, tiles, model, recomputed, transfers, arithmetic, traffic, exposed,
@@ -115,7 +116,8 @@ def memory(compiled: Compiled, chip: Chip) -> Memory:
   batch = size(compiled.described.batch)
   arguments = found.argument_size_in_bytes
   peak = max(found.peak_memory_in_bytes, arguments)
-  return Memory(params, size(compiled.described.state.opt_state), batch, peak - arguments, peak, chip.memory)
+  gradients = size(compiled.described.sums)  # of the batches before, where a stage adds up
+  return Memory(params, size(compiled.described.state.opt_state), batch, peak - arguments + gradients, peak, chip.memory)
 
 
 def _local(x) -> int:
