@@ -36,7 +36,7 @@ from bluelm_jax.training.metrics import Metrics
 
 
 def run(config, workdir, stop_after: int | None = None) -> None:
-  """Trains a stage; starts again where `workdir` left off.
+  """Runs a stage; starts again where `workdir` left off.
 
   Args:
     config: of `training.defaults.stage`.
@@ -47,6 +47,10 @@ def run(config, workdir, stop_after: int | None = None) -> None:
   workdir = pathlib.Path(workdir)
   checks.workdir(workdir)
   checks.complete(config)
+  if config.objective == "prune":
+    from bluelm_jax.training import pruning  # here, as it builds on this module
+
+    return pruning.run(config, workdir)
   before = record.latest_step(workdir)
   source = None if config.preset else workdir if before is not None else _source(config)
   model_config = described_model(config, source)
@@ -64,7 +68,7 @@ def run(config, workdir, stop_after: int | None = None) -> None:
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
   quarantine = workdir / "quarantine.jsonl" if jax.process_index() == 0 else None  # every process reads all examples
   batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
-  _try(batches, spec)
+  try_batch(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
   state = _initial_state(config, model, tx, mesh, from_file=before is None)
@@ -73,7 +77,7 @@ def run(config, workdir, stop_after: int | None = None) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   record.write(workdir, config)
   if before is None:
-    _describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
+    describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
   checkpoints = Checkpoints(workdir, config.keep)
   if checkpoints.latest_step() is not None:
     state, data_state = checkpoints.restore(state)
@@ -142,7 +146,7 @@ def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, c
   return spec, chat_lib.ChatFormat(tokenizer, anyres, tokens_per_tile)
 
 
-def _try(batches, spec) -> None:
+def try_batch(batches, spec) -> None:
   """Draws a batch and winds back: data that cannot be read or packed are refused before anything is written."""
   start = batches.get_state()
   try:
@@ -195,7 +199,7 @@ def _described_in(directory: pathlib.Path):
   return dataclasses.replace(model_config, param_dtype="float32")
 
 
-def _describe(workdir, model_config, tokenizer, companions) -> None:
+def describe(workdir, model_config, tokenizer, companions) -> None:
   """model.json, the tokenizer with its chat template, and what else stood beside the weights."""
   for name, data in {**{n: d for n, d in companions.items() if n not in TOKENIZER_FILES}, **tokenizer.files()}.items():
     (workdir / name).write_bytes(data)
