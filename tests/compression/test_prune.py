@@ -60,22 +60,29 @@ def test_dead_layers_leave_no_bit(scan_layers):
   assert planted.logits(student, values, ids).tobytes() == planted.logits(teacher, plant.params, ids).tobytes()
 
 
+def one_term(weight, living, rng):
+  """Of every output of weight [inputs, outputs], all but one of its living inputs become zero; an output of zeros stays so."""
+  chosen = rng.choice(living, weight.shape[1])
+  keep = np.zeros_like(weight, bool)
+  keep[chosen, np.arange(weight.shape[1])] = True
+  weight[~keep & np.isin(np.arange(len(weight)), living)[:, None]] = 0
+
+
 @pytest.mark.parametrize("width", [dict(mlp_dim=32), dict(num_heads=4, num_kv_heads=2), dict(mlp_dim=32, num_heads=4, num_kv_heads=2)])
 def test_dead_neurons_and_groups_leave_no_bit(width):
-  """The sums over neurons and over heads are those that get shorter. Each is given one term that is not zero, so that no
-  order in which a backend adds can change its bits; with dense weights sums may round otherwise (see the float64 tests)."""
+  """Every product with a weight that changes its shape is given one term that is not zero a sum, so that no order in which a
+  backend adds can change its bits. Dense weights may round otherwise: see the float64 test above."""
   teacher = dataclasses.replace(TEACHER, dtype="float32", param_dtype="float32")
   student = dataclasses.replace(teacher, **width)
   plant, ids, rng = planted.plant(student, teacher), planted.tokens(), np.random.default_rng(2)
   of_group = teacher.num_heads // teacher.num_kv_heads
   for i, layer in enumerate(plant.layers):
-    heads = (plant.groups[i][:, None] * of_group + np.arange(of_group)).reshape(-1)
-    down, o = plant.params["layers/mlp/down"][layer], plant.params["layers/attention/o"][layer]
-    for weight, living in ((down, plant.neurons[i]), (o, heads)):
-      term = rng.integers(0, len(living), teacher.embed_dim), rng.integers(0, teacher.head_dim, teacher.embed_dim)
-      one = np.zeros_like(weight[living])
-      one[(*term[: weight.ndim - 1], np.arange(teacher.embed_dim))] = rng.standard_normal(teacher.embed_dim)
-      weight[living] = one
+    weight = lambda name: plant.params[f"layers/{name}"][layer]
+    for name in ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up"):
+      one_term(weight(name).reshape(teacher.embed_dim, -1), np.arange(teacher.embed_dim), rng)
+    heads = (plant.groups[i][:, None] * of_group + np.arange(of_group)).reshape(-1, 1) * teacher.head_dim + np.arange(teacher.head_dim)
+    one_term(weight("attention/o").reshape(-1, teacher.embed_dim), heads.reshape(-1), rng)
+    one_term(weight("mlp/down"), plant.neurons[i], rng)
   values, kept = planted.pruned(plant.params, teacher, student, planted.measure(teacher, plant.params, ids))
   np.testing.assert_array_equal(kept.neurons, plant.neurons)
   np.testing.assert_array_equal(kept.groups, plant.groups)
