@@ -29,7 +29,7 @@ from tests.bench import machine
 _AXES = {
     "all": ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads"), "layers": ("num_layers",), "hidden channels": ("embed_dim",),
     "MLP neurons": ("mlp_dim",), "KV groups": ("num_heads", "num_kv_heads")}
-_SEEDS = 5
+_SEEDS = 3
 
 
 def loss(config, tensors) -> float:

@@ -12,8 +12,8 @@ from bluelm_jax.compression import importance
 from bluelm_jax.compression import prune
 from bluelm_jax.interop import load
 from bluelm_jax.interop import mapping
+from bluelm_jax.models import serialize
 from bluelm_jax.models.config import DecoderConfig
-from bluelm_jax.models.decoder import Decoder
 from bluelm_jax.training import optimizer
 
 STUDENT = DecoderConfig(
@@ -57,28 +57,31 @@ def plant(student, teacher, seed=0) -> Planted:
   return found
 
 
-def logits(config, flat, tokens):
-  dtype = jnp.dtype(config.param_dtype)
-  params = optimizer.merge({p: jnp.asarray(x, dtype) for p, x in flat.items()}, {})
-  return np.asarray(jax.jit(Decoder(config).apply)({"params": params}, tokens))
+def _nested(config, flat):
+  dtype = jnp.dtype(getattr(config, "decoder", config).param_dtype)
+  return optimizer.merge({p: jnp.asarray(x, dtype) for p, x in flat.items()}, {})
 
 
-def rows(config, flat, tokens, segment_ids=None):
+def logits(config, flat, tokens, **images):
+  return np.asarray(jax.jit(serialize.build(config).apply)({"params": _nested(config, flat)}, tokens, **images))
+
+
+def rows(config, flat, tokens, segment_ids=None, **images):
   """(scores, tokens) of every row."""
   segment_ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
-  params = optimizer.merge({p: jnp.asarray(x, jnp.dtype(config.param_dtype)) for p, x in flat.items()}, {})
-  forward = functools.partial(Decoder(config).apply, tokens=tokens, segment_ids=segment_ids)
-  return jax.device_get(jax.jit(lambda p: importance.watch(functools.partial(forward, {"params": p}), segment_ids)[1:])(params))
+  forward = functools.partial(serialize.build(config).apply, tokens=tokens, segment_ids=segment_ids, **images)
+  watch = jax.jit(lambda p: importance.watch(functools.partial(forward, {"params": p}), segment_ids)[1:])
+  return jax.device_get(watch(_nested(config, flat)))
 
 
-def measure(*arguments):
+def measure(*arguments, **images):
   """Importance from one batch."""
-  return importance.gather([rows(*arguments)])
+  return importance.gather([rows(*arguments, **images)])
 
 
 def pruned(flat, teacher, student, found):
   """(flat parameters of the student, what was kept)."""
-  kept = choose.choose(found, teacher, student)
+  kept = choose.choose(found, *(getattr(c, "decoder", c) for c in (teacher, student)))
   tensors = prune.prune({p: mapping.in_memory(x) for p, x in flat.items()}, teacher, student, kept)
   values = {p: t.read() for p, t in tensors.items()}
   assert {p: v.shape for p, v in values.items()} == {p: t.shape for p, t in tensors.items()} == load.param_shapes(student)

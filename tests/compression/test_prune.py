@@ -89,14 +89,14 @@ def test_dead_neurons_and_groups_leave_no_bit(width):
   assert planted.logits(student, values, ids).tobytes() == planted.logits(teacher, plant.params, ids).tobytes()
 
 
-def test_nothing_to_prune_changes_nothing():
+def test_nothing_to_prune_changes_nothing(float64):
   plant = planted.plant(TEACHER, TEACHER)
   values, kept = planted.pruned(plant.params, TEACHER, TEACHER, random_importance(TEACHER))
   assert np.array_equal(kept.gains, np.ones(9)) and all(np.array_equal(values[p], x) for p, x in plant.params.items())
 
 
 @pytest.mark.parametrize("of_teacher,of_student", [(True, False), (False, True)])
-def test_tables_may_be_tied_and_untied(of_teacher, of_student):
+def test_tables_may_be_tied_and_untied(of_teacher, of_student, float64):
   teacher, student = dataclasses.replace(TEACHER, tie_embeddings=of_teacher), dataclasses.replace(STUDENT, tie_embeddings=of_student)
   plant = planted.plant(student, teacher)
   values, kept = planted.pruned(plant.params, teacher, student, random_importance(teacher))
@@ -105,7 +105,7 @@ def test_tables_may_be_tied_and_untied(of_teacher, of_student):
     np.testing.assert_array_equal(values["lm_head"], values["embedding"].T)
 
 
-def test_smaller_groups_keep_their_best_query_heads():
+def test_smaller_groups_keep_their_best_query_heads(float64):
   teacher = dataclasses.replace(TEACHER, num_layers=1, num_heads=12, num_kv_heads=3)
   student = dataclasses.replace(teacher, num_heads=4, num_kv_heads=2)
   scores = random_importance(teacher)._replace(heads=np.array([[1, 5, 5, 0, 2, 2, 2, 2, 0, 9, 0, 3]], float))
@@ -123,7 +123,7 @@ def test_the_first_of_equal_scores_stays():
   assert choose.best(np.array([0.0, 1e-30, 1e-3]), 2).tolist() == [1, 2]
 
 
-def test_layers_are_read_one_at_a_time():
+def test_layers_are_read_one_at_a_time(float64):
   """Of a stacked parameter no more than a layer is asked for, and only layers that stay."""
   plant, asked = planted.plant(STUDENT, TEACHER), []
 
@@ -162,19 +162,29 @@ def test_the_7b_teacher_becomes_the_3b_student():
 
 
 def with_decoder(decoder):
-  vision = dataclasses.replace(presets.miniature().vision, image_size=16, patch_size=4, embed_dim=12, mlp_dim=16)
+  double = dict(dtype="float64", param_dtype="float64")
+  vision = dataclasses.replace(presets.miniature().vision, image_size=16, patch_size=4, embed_dim=12, mlp_dim=16, **double)
   return dataclasses.replace(presets.miniature(), vision=vision, decoder=decoder, adapter=AdapterConfig(hidden_dim=20))
 
 
-def test_the_adapter_follows_the_width():
-  teacher, student = with_decoder(TEACHER), with_decoder(STUDENT)
-  rng = np.random.default_rng(4)
-  params = {p: rng.standard_normal(s) for p, s in load.param_shapes(teacher).items()}
-  values, kept = planted.pruned(params, teacher, student, random_importance(TEACHER))
-  np.testing.assert_array_equal(values["adapter/down"], params["adapter/down"][:, kept.width])
-  np.testing.assert_array_equal(values["adapter/down_bias"], params["adapter/down_bias"][kept.width])
-  for path in ("adapter/up", "vision/patch", "vision/layers/mlp/up"):
-    np.testing.assert_array_equal(values[path], params[path])
+def test_the_adapter_follows_the_width(float64):
+  """A planted student is found behind an adapter too, and reads images as its teacher does."""
+  decoders = pair(norm_eps=1e-2)
+  teacher, student = map(with_decoder, decoders)
+  plant, rng = planted.plant(*decoders[::-1]), np.random.default_rng(4)
+  params = {p: 0.3 * rng.standard_normal(s) for p, s in load.param_shapes(teacher).items()}
+  params |= {f"decoder/{p}": x for p, x in plant.params.items()}
+  dead = np.setdiff1d(np.arange(TEACHER.embed_dim), plant.width)
+  params["adapter/down"][:, dead] = params["adapter/down_bias"][dead] = 0
+  ids, tiles = planted.tokens((2, 12)), rng.integers(0, 255, (1, 2, 16, 16, 3)).astype(np.uint8)
+  index = np.full((2, 12), -1, np.int32)
+  index[0, 2:6], index[1, 5:9] = np.arange(4), np.arange(4, 8)
+  images = dict(tiles=tiles, vision_index=index)
+  values, kept = planted.pruned(params, teacher, student, planted.measure(teacher, params, ids, **images))
+  np.testing.assert_array_equal(kept.width, plant.width)
+  assert all(values[p] is x for p, x in params.items() if p.startswith("vision/"))
+  np.testing.assert_allclose(planted.logits(student, values, ids, **images), planted.logits(teacher, params, ids, **images), atol=1e-9)
+  assert np.abs(planted.logits(student, values, ids, **images) - planted.logits(student, values, ids)).max() > 0.1
 
 
 REFUSED = [
