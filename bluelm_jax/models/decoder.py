@@ -68,6 +68,7 @@ class Attention(nn.Module):
       cache = k, v
     out = attend.attention(
         q, k, v, query=query, key=key, causal=True, implementation=c.attention, context_parallel=c.context_parallel)
+    layers.Tap(name="heads")(out)
     o = layers.param(self, "o", (H, d, D), ("heads", "head_dim", "embed"), H * d, (2 * c.num_layers) ** -0.5)
     # As a matrix, for the sake of its gradient: see VisionAttention.
     return einops.rearrange(out, "b s h k -> b s (h k)") @ einops.rearrange(o, "h k d -> (h k) d"), cache
@@ -82,7 +83,9 @@ class SwiGLU(nn.Module):
     gate = layers.param(self, "gate", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
     up = layers.param(self, "up", (c.embed_dim, c.mlp_dim), ("embed", "mlp"), c.embed_dim)
     down = layers.param(self, "down", (c.mlp_dim, c.embed_dim), ("mlp", "embed"), c.mlp_dim, (2 * c.num_layers) ** -0.5)
-    return layers.product(jax.nn.silu(layers.product(x_BSD, gate)) * layers.product(x_BSD, up), down)
+    x_BSF = jax.nn.silu(layers.product(x_BSD, gate)) * layers.product(x_BSD, up)
+    layers.Tap(name="neurons")(x_BSF)
+    return layers.product(x_BSF, down)
 
 
 class Block(nn.Module):
@@ -94,9 +97,11 @@ class Block(nn.Module):
     c = self.config
     if cache is not None:
       cache = (*cache, length)
+    before_BSD = x_BSD
     y, cache = Attention(c, name="attention")(layers.RMSNorm(c, name="attention_norm")(x_BSD), table, query, key, cache)
     x_BSD = checkpoint_name(rules.constrain(x_BSD + y, "batch", "sequence", None), "mlp_in")
     x_BSD = x_BSD + SwiGLU(c, name="mlp")(layers.RMSNorm(c, name="mlp_norm")(x_BSD))
+    layers.Tap(name="block")(before_BSD, x_BSD)
     return rules.constrain(x_BSD, "batch", "sequence", None), cache
 
 

@@ -85,6 +85,13 @@ class LayerNorm(nn.Module):
     return (y * scale.astype(y.dtype) + bias.astype(y.dtype)).astype(x.dtype)
 
 
+class Tap(nn.Module):
+  """Shows activations by name to an interceptor (`nn.intercept_methods`); without one, nothing is computed."""
+
+  def __call__(self, *values):
+    del values
+
+
 def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan_kwargs):
   """`length` copies of a block with parameters stacked on axis 0, in a loop or unrolled.
 
@@ -94,7 +101,7 @@ def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan
     block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
   return nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=in_axes,
       length=length,

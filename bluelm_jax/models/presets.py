@@ -54,6 +54,13 @@ def small() -> BlueLMConfig:
       anyres=AnyResConfig(tile_size=224, max_rows=2, max_cols=2, thumbnail=True))
 
 
+def miniature_teacher() -> DecoderConfig:
+  """A language model of which the miniature's is a sub-selection, in width and depth."""
+  return DecoderConfig(
+      vocab_size=1152, num_layers=4, embed_dim=192, num_heads=6, num_kv_heads=3, head_dim=32, mlp_dim=576,
+      context=1024, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
+
+
 def miniature() -> BlueLMConfig:
   """Trains in minutes on two CPU cores: unrolled, float32."""
   vision = VisionConfig(
@@ -66,4 +73,6 @@ def miniature() -> BlueLMConfig:
       anyres=AnyResConfig(tile_size=112, max_rows=2, max_cols=2))
 
 
-PRESETS = {f.__name__: f for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_2_5_3b_32k, bluelm_7b_teacher, small, miniature)}
+PRESETS = {
+    f.__name__: f
+    for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_2_5_3b_32k, bluelm_7b_teacher, small, miniature_teacher, miniature)}

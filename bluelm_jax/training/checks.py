@@ -57,6 +57,12 @@ def execution(config) -> None:
       raise ValueError(f"execution.{key} {config.execution[key]!r} is unknown; use {', '.join(names)}")
 
 
+def trains(config) -> None:
+  """Raises ValueError on a stage without a train step."""
+  if config.objective == "prune":
+    raise ValueError(f"the stage {config.name} prunes and has no train step; name a stage that trains")
+
+
 def values(config, model_config, tokenizer) -> None:
   """Raises ValueError on values that are out of range or do not fit together."""
   decoder = getattr(model_config, "decoder", model_config)
@@ -69,8 +75,8 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError(f"data.length {config.data.length} exceeds the context of {model}, {decoder.context}; lower it")
   if config.layout not in layouts.LAYOUTS:
     raise ValueError(f"layout {config.layout!r} is unknown; use {', '.join(layouts.LAYOUTS)}")
-  if config.objective not in ("lm", "dense"):
-    raise ValueError(f"objective {config.objective!r} is unknown; use lm or dense")
+  if config.objective not in ("lm", "dense", "prune"):
+    raise ValueError(f"objective {config.objective!r} is unknown; use lm, dense or prune")
   if config.zero not in (2, 3):
     raise ValueError(f"zero {config.zero} is not offered; use 3 (weights in pieces too) or 2 (weights whole)")
   if config.data.rows < 1 or config.data.length < 1 or config.data.tile_slots < 0:

@@ -13,9 +13,9 @@ def stage() -> ml_collections.ConfigDict:
   c.name = config_dict.placeholder(str)  # the stage's name in logs
   c.preset = config_dict.placeholder(str)  # a name of models.presets; "" takes the model and tokenizer of init_from
   c.seed = 0
-  c.steps = 1000
+  c.steps = 1000  # of training; batches of calibration where the objective is "prune"
   c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights. A recipe sets it after its first stage
-  c.objective = "lm"  # next-token loss; "dense" trains visual tokens to name what they show
+  c.objective = "lm"  # next-token loss; "dense" trains visual tokens to name what they show; "prune" trains nothing and cuts the model of init_from down to the preset
   c.tokenizer = ""  # a tokenizer.json; "" is the one shipped with the package
 
   c.data = ml_collections.ConfigDict()

@@ -23,6 +23,7 @@ from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.sharding import remat
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import accumulate
+from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 
@@ -51,6 +52,7 @@ class Budget:
 
 def budget(config, mesh) -> Budget:
   """The prediction for a stage on a mesh, which may be of described devices."""
+  checks.trains(config)
   model_config = stage.described_model(config)
   model = serialize.build(model_config)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)

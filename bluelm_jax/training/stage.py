@@ -41,7 +41,7 @@ from bluelm_jax.training.metrics import Metrics
 
 
 def run(config, workdir, stop_after: int | None = None, life: supervise.Life | None = None) -> None:
-  """Trains a stage; starts again where `workdir` left off.
+  """Runs a stage; starts again where `workdir` left off.
 
   Args:
     config: of `training.defaults.stage`.
@@ -59,6 +59,10 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   clock = goodput.Clock(workdir, life)
   checks.workdir(workdir)
   checks.complete(config)
+  if config.objective == "prune":
+    from bluelm_jax.training import pruning  # here, as it builds on this module
+
+    return pruning.run(config, workdir)
   before = record.latest_step(workdir)
   source = None if config.preset else workdir if before is not None else _source(config)
   model_config = described_model(config, source)
@@ -80,7 +84,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   first = jax.process_index() == 0  # of the processes, which all read all examples; it alone writes
   quarantine = workdir / "quarantine.jsonl" if first else None
   batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
-  _try(batches, spec)
+  try_batch(batches, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
   state = _initial_state(config, model, tx, mesh, from_file=before is None)
@@ -90,7 +94,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if first:
     record.write(workdir, config)
   if first and before is None:
-    _describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
+    describe(workdir, model_config, tokenizer, compose.companions(source) if source else {})
   checkpoints = Checkpoints(workdir, config.keep, config.keep_every)
   clock.mark("start")
   if checkpoints.latest_step() is not None:
@@ -210,7 +214,7 @@ def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, c
   return spec, chat_lib.ChatFormat(tokenizer, anyres, tokens_per_tile)
 
 
-def _try(batches, spec) -> None:
+def try_batch(batches, spec) -> None:
   """Draws a batch and winds back: data that cannot be read or packed are refused before anything is written."""
   start = batches.get_state()
   try:
@@ -263,7 +267,7 @@ def _described_in(directory: pathlib.Path):
   return dataclasses.replace(model_config, param_dtype="float32")
 
 
-def _describe(workdir, model_config, tokenizer, companions) -> None:
+def describe(workdir, model_config, tokenizer, companions) -> None:
   """model.json, the tokenizer with its chat template, and what else stood beside the weights."""
   for name, data in {**{n: d for n, d in companions.items() if n not in TOKENIZER_FILES}, **tokenizer.files()}.items():
     (workdir / name).write_bytes(data)

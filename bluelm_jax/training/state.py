@@ -46,9 +46,9 @@ def arrange(batch: PackedBatch, layout: str) -> PackedBatch:
   return batch._replace(**{name: rules.constrain(layouts.permute(getattr(batch, name), order_BS), "batch", "sequence") for name in _BY_TOKEN})
 
 
-def apply_batch(model, params, batch: PackedBatch):
-  """Logits [B, S, V] of a batch; text-only models take no tiles."""
-  kwargs = {"positions": batch.positions, "segment_ids": batch.segment_ids}
+def apply_batch(model, params, batch: PackedBatch, mutable=False):
+  """Logits [B, S, V] of a batch; text-only models take no tiles. With `mutable` collections (logits, variables), as `Module.apply`."""
+  kwargs = {"positions": batch.positions, "segment_ids": batch.segment_ids, "mutable": mutable}
   if batch.tiles.shape[1]:
     kwargs |= {"tiles": batch.tiles, "vision_index": batch.vision_index, "tile_places": batch.tile_places}
   return model.apply({"params": params}, batch.tokens, **kwargs)

@@ -27,6 +27,7 @@ def test_parameter_counts(name, expected):
 
 def test_small_presets_are_small():
   assert count(presets.miniature()) < 2_000_000
+  assert count(presets.miniature_teacher()) < 3_000_000
   assert 70e6 < count(presets.small()) < 130e6
 
 

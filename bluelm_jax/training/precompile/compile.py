@@ -13,6 +13,7 @@ from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import accumulate
+from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
@@ -49,6 +50,7 @@ class Compiled(NamedTuple):
 
 def describe(config, devices) -> Described:
   """The step that `stage.run` would run on these devices; reads no data and no weights."""
+  checks.trains(config)
   model = serialize.build(stage.described_model(config))
   tokenizer = Tokenizer(config.tokenizer or ASSET)
   mesh = rules.make_mesh(config.mesh.to_dict(), devices)
