@@ -1,7 +1,7 @@
 """The real train step of a stage, compiled for chips that are not here."""
 
 import time
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,15 @@ from bluelm_jax.sharding import rules
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import teacher as teacher_lib
 
 
 class Described(NamedTuple):
   """A train step and what it takes, nothing computed.
 
   Attributes:
-    step: jitted step(state, batch); trace it with `mesh` in context.
-    state, batch: ShapeDtypeStructs with shardings.
+    step: jitted step(state, batch, teacher); trace it with `mesh` in context.
+    state, batch, teacher: ShapeDtypeStructs with shardings; the teacher is None where a stage does not distil.
   """
 
   step: Callable
@@ -30,6 +31,7 @@ class Described(NamedTuple):
   batch: PackedBatch
   spec: pack.PackSpec
   mesh: jax.sharding.Mesh
+  teacher: Any
 
 
 class Compiled(NamedTuple):
@@ -49,7 +51,8 @@ def describe(config, devices) -> Described:
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  return Described(stage.jit_step(config, model, tx, shardings), state, abstract_batch(spec, rules.batch_sharding(mesh)), spec, mesh)
+  teacher = teacher_lib.abstract(config, model.config, mesh)
+  return Described(stage.jit_step(config, model, tx, shardings), state, abstract_batch(spec, rules.batch_sharding(mesh)), spec, mesh, teacher)
 
 
 def compile_stage(config, devices) -> Compiled:
@@ -61,7 +64,7 @@ def compile_stage(config, devices) -> Compiled:
   d = describe(config, devices)
   start = time.perf_counter()
   with jax.set_mesh(d.mesh):
-    program = d.step.lower(d.state, d.batch).compile()
+    program = d.step.lower(d.state, d.batch, d.teacher).compile()
   return Compiled(program, d, time.perf_counter() - start)
 
 
