@@ -53,7 +53,7 @@ def token_losses(model, params, batch: PackedBatch, objective: str = "lm", chunk
   if chunks == 1:
     log_probs_BS = token_log_probs(logits(x_BSD, table_DV), batch.targets)
   else:
-    log_probs_BS = chunked_losses.token_log_probs(x_BSD, table_DV, batch.targets, _cut(chunks))
+    log_probs_BS = chunked_losses.token_log_probs(x_BSD, table_DV, batch.targets, cut(chunks))
   return -log_probs_BS * batch.loss_weights
 
 
@@ -68,13 +68,13 @@ def distilled_losses(model, params, batch: PackedBatch, distillation: Distillati
   x_BSD, table_DV, _ = apply_batch(model, params, batch, "readout")
   teacher_BSE, teacher_EV, _ = apply_batch(distillation.teacher, teacher_params, batch, "readout")
   log_probs_BS, divergence_BS = chunked_losses.distill(
-      x_BSD, table_DV, batch.targets, teacher_BSE, teacher_EV, distillation.temperature, _cut(chunks))
+      x_BSD, table_DV, batch.targets, teacher_BSE, teacher_EV, distillation.temperature, cut(chunks))
   parts = {"cross_entropy": -log_probs_BS * batch.loss_weights, "divergence": divergence_BS * batch.loss_weights}
   share = distillation.share
   return (1 - share) * parts["cross_entropy"] + share * distillation.temperature**2 * parts["divergence"], parts
 
 
-def _cut(chunks: int) -> chunked_losses.Cut:
+def cut(chunks: int) -> chunked_losses.Cut:
   """Chunks of a vocabulary that lies on the mesh in context."""
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else rules.ways(mesh, "vocab")

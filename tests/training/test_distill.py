@@ -32,14 +32,14 @@ def text(preset="student", **changes):
   """A text stage of four steps."""
   config = defaults.load(f"{machine.ROOT}/configs/stages/text.py:miniature")
   config.preset, config.optimizer.name = preset, "adamw"
-  config.steps, config.log_every, config.checkpoint_every, config.schedule.warmup = 4, 1, 2, 0
+  config.steps, config.log_every, config.checkpoint_every, config.keep, config.schedule.warmup = 4, 1, 2, 2, 0
   config.data.rows, config.data.length, config.optimizer.learning_rate = 8, 32, 0.01
   config.update_from_flattened_dict(changes)
   return config
 
 
 def distil(teacher, **changes):
-  return text(objective="distill", **{"distill.teacher": str(teacher), "distill.temperature": 2.0, **changes})
+  return text(**{"objective": "distill", "distill.teacher": str(teacher), "distill.temperature": 2.0, **changes})
 
 
 @pytest.fixture(scope="module", autouse=True)
