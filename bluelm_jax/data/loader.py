@@ -50,7 +50,7 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
       if not all(map(_number, weights.values())) or not sum(weights.values()):
         raise ValueError(f"{where} has {key} whose weights are not numbers of at least 0, one of them over 0; mend them")
     if objective and (kind == "screen_labels") != (objective == "dense"):
-      raise ValueError(f"{where} of kind {kind!r} does not serve objective {objective!r}; use screen_labels with dense, and the other kinds with lm")
+      raise ValueError(f"{where} of kind {kind!r} does not serve objective {objective!r}; use screen_labels with dense, and the other kinds with lm or distill")
 
 
 def _check_share(where: str, share) -> None:

@@ -51,7 +51,11 @@ class Tokenizer:
   @functools.cached_property
   def vocab_size(self) -> int:
     """Rows that an embedding needs."""
-    return max(self._tokenizer.get_vocab().values()) + 1
+    return max(self.ids().values()) + 1
+
+  def ids(self) -> dict[str, int]:
+    """Of every token by its text."""
+    return self._tokenizer.get_vocab()
 
   def files(self) -> dict[str, bytes]:
     """What a copy of this tokenizer needs, by name."""

@@ -10,7 +10,7 @@ from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.evaluation.grounding import replies
 from bluelm_jax.evaluation.grounding import VAIN_DRAWS
 from bluelm_jax.inference.generate import Options
-from bluelm_jax.training import state
+from bluelm_jax.training import losses
 
 
 def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int = 8) -> dict[str, np.ndarray]:
@@ -19,7 +19,7 @@ def bits_per_byte(model, params, chat, path: str, length: int = 256, rows: int =
   The first token of a window is given, so its bytes are not counted.
   """
   shard = sources.read_shard(path)
-  sums = jax.jit(lambda p, b: jnp.sum(state.token_losses(model, p, b), axis=1))
+  sums = jax.jit(lambda p, b: jnp.sum(losses.token_losses(model, p, b), axis=1))
   spec = pack.PackSpec(rows, length, tile_size=chat.anyres.tile_size if chat.anyres else 1)
   windows, totals = [], {}
   for i in range(len(shard)):

@@ -86,8 +86,14 @@ def _newest(directory: pathlib.Path) -> pathlib.Path | None:
   return max(steps, key=lambda p: int(p.name)) / _PARAMS if steps else None
 
 
-def param_shapes(config) -> dict[str, tuple[int, ...]]:
-  """Our path -> shape of every parameter of a model."""
+def description(path):
+  """The configuration of a checkpoint's model as its model.json has it; of a HuggingFace directory, in its file's precision."""
+  directory = checkpoint_directory(path)
+  return open_checkpoint(directory)[0] if (directory / "config.json").is_file() else serialize.load(directory)
+
+
+def abstract_params(config):
+  """Shapes and dtypes of every parameter of a model, in boxes with their logical axes."""
   model = serialize.build(config)
   if isinstance(config, VisionConfig):
     example = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
@@ -95,8 +101,12 @@ def param_shapes(config) -> dict[str, tuple[int, ...]]:
   else:
     example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     init = functools.partial(model.init, method="init_all") if isinstance(config, BlueLMConfig) else model.init
-  boxed = jax.eval_shape(init, jax.random.key(0), example)["params"]
-  return {p: v.shape for p, v in _flat(nn.meta.unbox(boxed)).items()}
+  return jax.eval_shape(init, jax.random.key(0), example)["params"]
+
+
+def param_shapes(config) -> dict[str, tuple[int, ...]]:
+  """Our path -> shape of every parameter of a model."""
+  return {p: v.shape for p, v in _flat(nn.meta.unbox(abstract_params(config))).items()}
 
 
 def _flat(params) -> dict:

@@ -13,6 +13,7 @@ from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.decoder import Decoder
 from bluelm_jax.models.decoder import KVCache
 from bluelm_jax.models.decoder import default_positions
+from bluelm_jax.models.decoder import logits
 from bluelm_jax.models.vision import VisionTower
 from bluelm_jax.sharding import rules
 
@@ -77,10 +78,23 @@ class BlueLM(nn.Module):
     return jnp.where(vision_index_BS[..., None] >= 0, placed.astype(x_BSD.dtype), x_BSD)
 
   def name_visual_tokens(self, tiles_RTHWC, vision_index_BS, tile_places_RT=None):
-    """Logits [B, S, V] of the token that each position's visual token resembles, without the decoder's layers."""
+    """(states [B, S, D], output table [D, V]): their product says which token each position's visual token resembles.
+
+    The decoder's layers are left out.
+    """
     visual = self.encode_tiles(tiles_RTHWC, tile_places_RT)
     x_BSD = self.embed(jnp.zeros_like(vision_index_BS), visual, vision_index_BS)
-    return self.decoder.logits(self.decoder.final_norm(x_BSD))  # normed, as every layer reads it
+    return self.decoder.final_norm(x_BSD), self.decoder.output_table()  # normed, as every layer reads it
+
+  def readout(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
+    """The decoder's `readout`; the arguments are those of `__call__`."""
+    if (tiles is None) != (vision_index is None):
+      raise ValueError("tiles and vision_index belong together; pass both or neither")
+    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles, tile_places)
+    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
+    x_BSD = self.embed(tokens, visual, vision_index)
+    x_BSD, cache = self.decoder.hidden(x_BSD, positions, segment_ids, cache)
+    return x_BSD, self.decoder.output_table(), cache
 
   def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.
@@ -91,14 +105,9 @@ class BlueLM(nn.Module):
       vision_index: int32 [B, S], required with tiles; see `data.batch.PackedBatch`.
       tile_places: int32 [R, T], read by an adapter with a tile table.
     """
-    if (tiles is None) != (vision_index is None):
-      raise ValueError("tiles and vision_index belong together; pass both or neither")
-    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles, tile_places)
-    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
-    x_BSD = self.embed(tokens, visual, vision_index)
-    x_BSD, cache_out = self.decoder.hidden(x_BSD, positions, segment_ids, cache)
-    logits = self.decoder.logits(x_BSD)
-    return logits if cache is None else (logits, cache_out)
+    x_BSD, table_DV, cache_out = self.readout(tokens, positions, segment_ids, tiles, vision_index, tile_places, cache)
+    logits_BSV = logits(x_BSD, table_DV)
+    return logits_BSV if cache is None else (logits_BSV, cache_out)
 
   def init_all(self, tokens):
     """Touches every parameter; for `init` and `eval_shape`."""

@@ -147,12 +147,22 @@ class Decoder(nn.Module):
       cache = KVCache(*kv, *key, length + x_BSD.shape[1])
     return self.final_norm(x_BSD), cache
 
-  def logits(self, x_BSD):
-    if self.config.tie_embeddings:
-      table = rules.gathered(self.embedding.astype(x_BSD.dtype), ("vocab", "embed")).T
-    else:
-      table = rules.gathered(self.lm_head.astype(x_BSD.dtype), ("embed", "vocab"))
-    return rules.constrain(layers.product(x_BSD, table), "batch", "sequence", "vocab")
+  def output_table(self):
+    """[D, V] in the compute dtype, whole over fsdp ranks."""
+    c = self.config
+    if c.tie_embeddings:
+      return rules.gathered(self.embedding.astype(c.dtype), ("vocab", "embed")).T
+    return rules.gathered(self.lm_head.astype(c.dtype), ("embed", "vocab"))
+
+  def readout(self, tokens, positions=None, segment_ids=None, cache: KVCache | None = None):
+    """All but the product that makes logits, which a loss may want in chunks; the arguments are those of `__call__`.
+
+    Returns:
+      normed last hidden states [B, S, D], the output table [D, V], and the updated cache or None.
+    """
+    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
+    x_BSD, cache = self.hidden(self.embed(tokens), positions, segment_ids, cache)
+    return x_BSD, self.output_table(), cache
 
   def __call__(self, tokens, positions=None, segment_ids=None, cache: KVCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.
@@ -162,10 +172,14 @@ class Decoder(nn.Module):
       positions: int32 [B, S]; None means 0, 1, ...; required with a cache.
       segment_ids: int32 [B, S], 0 = padding; None means one segment a row.
     """
-    positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
-    x_BSD, cache_out = self.hidden(self.embed(tokens), positions, segment_ids, cache)
-    logits = self.logits(x_BSD)
-    return logits if cache is None else (logits, cache_out)
+    x_BSD, table_DV, cache_out = self.readout(tokens, positions, segment_ids, cache)
+    logits_BSV = logits(x_BSD, table_DV)
+    return logits_BSV if cache is None else (logits_BSV, cache_out)
+
+
+def logits(x_BSD, table_DV):
+  """[B, S, V], of what `readout` gives."""
+  return rules.constrain(layers.product(x_BSD, table_DV), "batch", "sequence", "vocab")
 
 
 def default_positions(tokens, positions, segment_ids, cache):

@@ -13,6 +13,7 @@ import optax
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import teacher as teacher_lib
 
 
 class Sums(NamedTuple):
@@ -31,8 +32,8 @@ class Programs(NamedTuple):
   """Compiled at their first calls.
 
   Attributes:
-    start: (state, batch) -> Sums of nothing.
-    add: (state, sums, batch) -> Sums, in the memory of the old ones.
+    start: (state, batch, teacher) -> Sums of nothing; the teacher's parameters are None where a stage does not distil.
+    add: (state, sums, batch, teacher) -> Sums, in the memory of the old ones.
     apply: (state, sums) -> (state, Sums of nothing, metrics as `state.make_train_step` has them).
   """
 
@@ -61,15 +62,16 @@ def check(knots) -> None:
 
 def programs(config, model, tx: optax.GradientTransformation, shardings: state_lib.TrainState, pieces: dict) -> Programs:
   """The programs of a stage; gradients lie as `pieces` say, flat by path, and the state stays where `shardings` say."""
-  loss_sum = state_lib.make_loss(model, len(config.data.sources), config.objective)
+  distillation = teacher_lib.distillation(config, model.config)
+  loss_sum = state_lib.make_loss(model, len(config.data.sources), config.objective, config.loss_chunks, distillation)
 
-  def start(state, batch):
-    counts = jax.eval_shape(loss_sum, state.trainable, state.frozen, batch)[1]
+  def start(state, batch, teacher=None):
+    counts = jax.eval_shape(loss_sum, state.trainable, state.frozen, batch, teacher)[1]
     return Sums({p: jnp.zeros(x.shape, jnp.float32) for p, x in state.trainable.items()}, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), counts))
 
-  def add(state, sums, batch):
+  def add(state, sums, batch, teacher=None):
     batch = state_lib.arrange(batch, config.layout)
-    (_, counts), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable, state.frozen, batch)
+    (_, counts), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable, state.frozen, batch, teacher)
     return jax.tree.map(jnp.add, sums, Sums(grads, counts))
 
   def apply(state, sums):

@@ -16,15 +16,17 @@ from bluelm_jax.training import defaults
 _GREATEST = 1e38  # of float32
 _ROUNDED = 1 - 2**-8  # bfloat16 has 8 bits: what shrinks by less than half of the last stays what it was
 _RULES = (
-    ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep")),
+    ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks")),
     ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62,
      ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every")),
-    ("positive", lambda v: 0 < v < _GREATEST, ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps")),
+    ("positive", lambda v: 0 < v < _GREATEST,
+     ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps", "distill.temperature")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),
-    ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share", "data.max_bad_share")),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share", "data.max_bad_share", "distill.share")),
 )
 _EXECUTION = {"attention": api.IMPLEMENTATIONS, "context_parallel": ring.STRATEGIES, "remat": remat.POLICIES}
+_OBJECTIVES = ("lm", "dense", "distill", "prune")
 _OPEN = ("sources", "lr_factors")  # parts of a config whose keys a user chooses
 
 
@@ -75,8 +77,8 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError(f"data.length {config.data.length} exceeds the context of {model}, {decoder.context}; lower it")
   if config.layout not in layouts.LAYOUTS:
     raise ValueError(f"layout {config.layout!r} is unknown; use {', '.join(layouts.LAYOUTS)}")
-  if config.objective not in ("lm", "dense", "prune"):
-    raise ValueError(f"objective {config.objective!r} is unknown; use lm, dense or prune")
+  if config.objective not in _OBJECTIVES:
+    raise ValueError(f"objective {config.objective!r} is unknown; use {', '.join(_OBJECTIVES)}")
   if config.zero not in (2, 3):
     raise ValueError(f"zero {config.zero} is not offered; use 3 (weights in pieces too) or 2 (weights whole)")
   if config.data.rows < 1 or config.data.length < 1 or config.data.tile_slots < 0:

@@ -15,7 +15,13 @@ def stage() -> ml_collections.ConfigDict:
   c.seed = 0
   c.steps = 1000  # of training; batches of calibration where the objective is "prune"
   c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights. A recipe sets it after its first stage
-  c.objective = "lm"  # next-token loss; "dense" trains visual tokens to name what they show; "prune" trains nothing and cuts the model of init_from down to the preset
+  # "lm" predicts the next token, "dense" trains visual tokens to name what they show, "distill" follows a teacher, too;
+  # "prune" trains nothing and cuts the model of init_from down to the preset.
+  c.objective = "lm"
+  c.distill = ml_collections.ConfigDict()  # see training.losses.distilled_losses
+  c.distill.teacher = ""  # a checkpoint (anything load_pretrained reads) with the student's tokenizer; in a recipe, also the name of an earlier stage
+  c.distill.temperature = 1.0
+  c.distill.share = 0.5  # of the divergence from the teacher in the loss; the rest is cross-entropy
   c.tokenizer = ""  # a tokenizer.json; "" is the one shipped with the package
 
   c.data = ml_collections.ConfigDict()
@@ -52,6 +58,7 @@ def stage() -> ml_collections.ConfigDict:
 
   c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "expert": 1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
   c.zero = 3  # what fsdp ranks divide (ZeRO, arXiv 1910.02054): 3 weights, gradients and moments; 2 all but the weights
+  c.loss_chunks = 1  # in which the logits of a large vocabulary are made; more save memory and cost one more product with the output table
   c.layout = "striped"  # of rows over context ranks: "striped", "zigzag" or "none"; see kernels.attention.layouts
   c.execution = ml_collections.ConfigDict({"attention": "", "context_parallel": "", "remat": ""})  # "" is the preset's; see models.config
   c.log_every = 20

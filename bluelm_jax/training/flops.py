@@ -27,6 +27,9 @@ class Flops:
   def total(self) -> float:
     return self.llm + self.attention + self.vision + self.vision_attention + self.adapter
 
+  def __add__(self, other: "Flops") -> "Flops":
+    return Flops(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
   def scaled(self, **factors: float) -> "Flops":
     return Flops(**{f.name: getattr(self, f.name) * factors.get(f.name, 0.0) for f in dataclasses.fields(self)})
 
@@ -51,6 +54,12 @@ def llm_per_token(c: DecoderConfig) -> float:
   """Products with weights, the vocabulary's included; a looked-up embedding costs nothing."""
   attention = c.embed_dim * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)  # q, o; k, v
   return 2.0 * (c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim) + c.embed_dim * c.vocab_size)
+
+
+def output(config: BlueLMConfig | DecoderConfig, tokens: int) -> Flops:
+  """Of the product that makes logits; a loss in chunks makes them twice."""
+  decoder = getattr(config, "decoder", config)
+  return Flops(2.0 * tokens * decoder.embed_dim * decoder.vocab_size, 0.0, 0.0, 0.0, 0.0)
 
 
 def attention_per_pair(c: DecoderConfig) -> float:

@@ -26,6 +26,7 @@ from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
+from bluelm_jax.training import teacher as teacher_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Budget:
 
   Attributes:
     params, gradients, optimizer: the state; float32 Adam takes 16 bytes a trained parameter, in as many parts as the
-      mesh cuts it into; 20 where gradients of several batches are added up.
+      mesh cuts it into; 20 where gradients of several batches are added up. A teacher's parameters are among the first.
     saved: activations kept from the forward for the backward pass.
     working: what is alive besides at the peak.
   """
@@ -63,6 +64,8 @@ def budget(config, mesh) -> Budget:
   share = _Share(config, model_config, mesh, spec)
   saved, working = share.saved(), share.working()
   params = local(shapes.trainable, shardings.trainable) + local(shapes.frozen, shardings.frozen)
+  teacher = teacher_lib.abstract(config, model_config, mesh)
+  params += local(teacher, jax.tree.map(lambda x: x.sharding, teacher))
   gradients = local(shapes.trainable, pieces)
   if accumulate.most(config.data.accumulate) > 1:  # the sums of those before, in float32, beside a batch's own
     gradients += local(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.trainable), pieces)
@@ -97,11 +100,10 @@ class _Share:
   def __init__(self, config, model_config, mesh, spec):
     ways = lambda name: rules.ways(mesh, name)
     decoder = getattr(model_config, "decoder", model_config)
-    tensor = ways("heads")
-    decoder = dataclasses.replace(
-        decoder, num_heads=decoder.num_heads // tensor, num_kv_heads=decoder.num_kv_heads // tensor, mlp_dim=decoder.mlp_dim // tensor,
-        vocab_size=decoder.vocab_size // tensor)
-    self.decoder, self.trainable = decoder, config.trainable
+    decoder = _local(decoder, ways("heads"))
+    taught = teacher_lib.described(config, model_config)
+    self.teacher = taught and _local(getattr(taught, "decoder", taught), ways("heads"))
+    self.decoder, self.trainable, self.chunks = decoder, config.trainable, config.loss_chunks
     self.multimodal = isinstance(model_config, BlueLMConfig)
     self.model_config = dataclasses.replace(model_config, decoder=decoder) if self.multimodal else decoder
     self.rows, self.length = spec.rows // ways("batch"), spec.length // ways("sequence")
@@ -137,23 +139,37 @@ class _Share:
       return jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, row, row, row, tiles))
 
   def working(self) -> int:
-    """The more of what the loss needs (logits, their gradient, the table whole and its gradient) and what a layer's backward pass does."""
-    c, tokens = self.decoder, self.rows * self.length
-    size = jnp.dtype(c.dtype).itemsize
-    table = c.embed_dim * c.vocab_size * size if self.split else 0
-    loss = 2 * tokens * c.vocab_size * size + 2 * table
+    """The more of what the loss needs and what a layer's backward pass does."""
+    c = self.decoder
     layers = [self._layer(c, dataclasses.replace(c, num_layers=1, remat="none"), 2 * (c.num_heads + c.num_kv_heads) * c.head_dim + 3 * c.mlp_dim)]
     if self.multimodal and self.tiles:
       v = self.model_config.vision
       one = dataclasses.replace(
           self.model_config, vision=dataclasses.replace(v, num_layers=1, remat="none"), decoder=dataclasses.replace(c, num_layers=1, remat="full"))
       layers.append(self._layer(v, one, 4 * v.embed_dim + 2 * v.mlp_dim))
-    return max(loss, *layers)
+    return max(self._loss(), *layers)
+
+  def _loss(self) -> int:
+    """Logits and their gradient, of a chunk where there are several; the table whole and its gradient, and a teacher's table."""
+    c, tokens = self.decoder, self.rows * self.length
+    size = lambda d: jnp.dtype(d.dtype).itemsize
+    table = lambda d: d.embed_dim * d.vocab_size * size(d)
+    if self.chunks == 1 and not self.teacher:
+      return 2 * tokens * c.vocab_size * size(c) + (2 * table(c) if self.split else 0)
+    models = [c, self.teacher] if self.teacher else [c]
+    chunk = sum(tokens * d.vocab_size // self.chunks * (size(d) + 4) for d in models)
+    return chunk + table(c) + sum(map(table, models)) + tokens * c.embed_dim * 4
 
   def _layer(self, c, model_config, columns: int) -> int:
     """All that a layer of `c` keeps when nothing is recomputed, its weights (`columns` of its width) and their gradients."""
     one, two = (self._kept(model_config, n) for n in (1, 2))
     return _bytes(two) - _bytes(one) + 2 * c.embed_dim * columns * jnp.dtype(c.dtype).itemsize
+
+
+def _local(c, tensor: int):
+  """A decoder's part on one of `tensor` ranks."""
+  return dataclasses.replace(
+      c, num_heads=c.num_heads // tensor, num_kv_heads=c.num_kv_heads // tensor, mlp_dim=c.mlp_dim // tensor, vocab_size=c.vocab_size // tensor)
 
 
 def _bytes(leaves) -> int:

@@ -25,6 +25,7 @@ from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import checks
 from bluelm_jax.training import defaults
+from bluelm_jax.training import losses
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
@@ -33,7 +34,7 @@ from bluelm_jax.training.checkpoints import Checkpoints
 from bluelm_jax.training.metrics import Metrics
 
 LINEAGE = "pruning.json"
-_UNUSED = ("trainable", "optimizer", "schedule", "zero")
+_UNUSED = ("trainable", "optimizer", "schedule", "zero", "distill", "loss_chunks", "export_every")
 
 
 def run(config, workdir) -> None:
@@ -47,6 +48,8 @@ def run(config, workdir) -> None:
   for key in _UNUSED:
     if config[key] != defaults.stage()[key]:
       raise ValueError(f"{key} is set, but a stage that prunes trains nothing; leave it as defaults.stage() has it")
+  if config.data.accumulate != defaults.stage().data.accumulate:
+    raise ValueError("data.accumulate is set, but a stage that prunes takes batches one by one; set more steps")
   if not config.preset or not config.init_from:
     raise ValueError("pruning needs a preset, the student, and init_from, its teacher's checkpoint; set both")
   student = stage.described_model(config)
@@ -100,7 +103,7 @@ def jit_scores(model, layout: str, mesh):
 
   def scores(params, batch):
     batch = state_lib.arrange(batch, layout)
-    forward = functools.partial(state_lib.apply_batch, model, params, batch)
+    forward = functools.partial(losses.apply_batch, model, params, batch)
     logits_BSV, found, tokens_B = importance_lib.watch(forward, batch.segment_ids)
     loss = -jnp.sum(token_log_probs(logits_BSV, batch.targets) * batch.loss_weights)
     return found, tokens_B, (loss, jnp.sum(batch.loss_weights))

@@ -15,7 +15,7 @@ _DONE = "done.json"
 
 
 def stages(config, workdir) -> list[tuple[str, str, object]]:
-  """(name, directory, stage config) in order, with `init_from` set along the line, and schedules joined that go on."""
+  """(name, directory, stage config) in order: `init_from` set along the line, teachers that are earlier stages found, schedules joined that go on."""
   if "order" not in config:
     raise ValueError("this config is no recipe; run a stage with python -m bluelm_jax.train")
   unknown = set(config.order) - set(config.stages)
@@ -31,6 +31,8 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
       raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from the stage before; empty it, or run the stage with python -m bluelm_jax.train")
     if before:
       stage_config.init_from = before
+    directories = {n: d for n, d, _ in found}
+    stage_config.distill.teacher = directories.get(stage_config.distill.teacher, stage_config.distill.teacher)
     before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
     found.append((name, before, stage_config))
   schedules.join([(name, stage_config) for name, _, stage_config in found])

@@ -1,7 +1,7 @@
 """What a workdir was trained with, so that another config is never taken for the same run.
 
-`stage.json` holds the whole config, a name of the run that no other run has, and the name of the run it started
-from. A workdir without a checkpoint has learnt nothing and may get another config.
+`stage.json` holds the whole config, a name of the run that no other run has, and the names of the runs it started
+from and was taught by. A workdir without a checkpoint has learnt nothing and may get another config.
 """
 
 import json
@@ -11,8 +11,11 @@ import uuid
 from bluelm_jax.interop import load
 
 FILE_NAME = "stage.json"
+_ORIGINS = {"init_from": ("start", "started from"), "distill.teacher": ("teacher", "was taught by")}  # keys that name runs
 # How a stage is computed, printed and saved; what it learns does not depend on these.
-_FREE = ("name", "mesh", "zero", "layout", "execution", "log_every", "checkpoint_every", "keep", "keep_every", "export_every", "data.workers", "data.max_bad_share")
+_FREE = (
+    "name", "mesh", "zero", "layout", "execution", "loss_chunks", "log_every", "checkpoint_every", "keep", "keep_every", "export_every",
+    "data.workers", "data.max_bad_share")
 
 
 def latest_step(workdir) -> int | None:
@@ -21,24 +24,24 @@ def latest_step(workdir) -> int | None:
 
 
 def check(workdir, config) -> None:
-  """Raises ValueError if the checkpoint in `workdir` was trained with another config, or from another start."""
+  """Raises ValueError if the checkpoint in `workdir` was trained with another config, or from another start or teacher."""
   file = pathlib.Path(workdir) / FILE_NAME
   if latest_step(workdir) is None or not file.exists():
     return
   try:
     stored = json.loads(file.read_text())
-    old, start = _flat(stored["config"]), stored["start"]
+    old, origins = _flat(stored["config"]), {key: stored.get(name) for key, (name, _) in _ORIGINS.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(f"{file} is damaged; restore it, or choose another --workdir") from e
   new = _flat(config.to_dict())
   fix = f"choose another --workdir, or remove {workdir} to train it anew"
   for key in sorted(old | new):
-    if key != "init_from" and key not in _FREE and key.split(".")[0] not in _FREE and old.get(key) != new.get(key):
+    if key not in _ORIGINS and key not in _FREE and key.split(".")[0] not in _FREE and old.get(key) != new.get(key):
       raise ValueError(f"{workdir} was trained with {key} = {old.get(key, 'absent')}, now it is {new.get(key, 'absent')}; set it back, {fix}")
-  found = _start(config.init_from)
-  if found == start or found is None and old["init_from"] == new["init_from"]:  # what it started from is needed no more
-    return
-  raise ValueError(f"{workdir} started from {old['init_from']}, and init_from = {new['init_from']} is not that run; set it back, {fix}")
+  for key, (_, words) in _ORIGINS.items():
+    found = _run(json.loads(new[key]))
+    if found != origins[key] and (found is not None or old[key] != new[key]):  # one that is there no more cannot be compared
+      raise ValueError(f"{workdir} {words} {old[key]}, and {key} = {new[key]} is not that run; set it back, {fix}")
 
 
 def write(workdir, config) -> None:
@@ -46,18 +49,19 @@ def write(workdir, config) -> None:
   file = pathlib.Path(workdir) / FILE_NAME
   if file.exists() and latest_step(workdir) is not None:
     return
-  values = {"run": uuid.uuid4().hex, "start": _start(config.init_from), "config": config.to_dict()}
+  origins = {"start": _run(config.init_from), "teacher": _run(config.distill.teacher)}
+  values = {"run": uuid.uuid4().hex, **origins, "config": config.to_dict()}
   temporary = file.with_suffix(".tmp")
   temporary.write_text(json.dumps(values, indent=1))
   temporary.rename(file)
 
 
-def _start(init_from: str) -> str | None:
-  """The run that made the checkpoint at `init_from`, or its place where it has no record; None where there is none."""
-  if not init_from:
+def _run(path: str) -> str | None:
+  """The run that made the checkpoint at `path`, or its place where it has no record; None where there is none."""
+  if not path:
     return ""
   try:
-    directory = load.checkpoint_directory(init_from)
+    directory = load.checkpoint_directory(path)
     return json.loads((directory / FILE_NAME).read_text())["run"]
   except FileNotFoundError:
     return str(directory.absolute())

@@ -36,6 +36,7 @@ from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import preemption
 from bluelm_jax.training import record
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training.checkpoints import Checkpoints
 from bluelm_jax.training.metrics import Metrics
 
@@ -79,6 +80,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
     return
   if config.export_every and jax.process_count() > 1:
     raise ValueError("export_every reads the checkpoint in one process; set it to 0 and export with python -m bluelm_jax.convert")
+  teacher_lib.check(config, model_config, tokenizer)
   mesh = rules.make_mesh(config.mesh.to_dict())
   spec, chat = batch_shape(config, model_config, mesh, tokenizer)
   first = jax.process_index() == 0  # of the processes, which all read all examples; it alone writes
@@ -88,6 +90,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
   state = _initial_state(config, model, tx, mesh, from_file=before is None)
+  teacher = teacher_lib.params(config, model_config, mesh)
 
   # All that can be refused has been; from here on the workdir is written to.
   workdir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   clock.mark("restore")
   last = min(config.steps, stop_after or config.steps)
   try:
-    _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last, life, clock)
+    _train(config, model, tx, mesh, state, teacher, batches, spec, checkpoints, workdir, last, life, clock)
   finally:
     life.beat(0)
     checkpoints.close()
@@ -115,7 +118,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
     _export(config, workdir, last)
 
 
-def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, last, life, clock):
+def _train(config, model, tx, mesh, state, teacher, batches, spec, checkpoints, workdir, last, life, clock):
   shardings = jax.tree.map(lambda x: x.sharding, state)
   step_fn = jit_step(config, model, tx, shardings)
   if accumulate.most(config.data.accumulate) > 1:
@@ -136,9 +139,9 @@ def _train(config, model, tx, mesh, state, batches, spec, checkpoints, workdir, 
           raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
         batch = put(batch)
         if count == 1:
-          state, values = step_fn(state, batch)
+          state, values = step_fn(state, batch, teacher)
         else:
-          sums = programs.add(state, programs.start(state, batch) if sums is None else sums, batch)
+          sums = programs.add(state, programs.start(state, batch, teacher) if sums is None else sums, batch, teacher)
       if count > 1:
         state, sums, values = programs.apply(state, sums)
       step += 1
@@ -186,10 +189,12 @@ def _log(metrics, step, values, spec, names, of_sources):
   """Averages loss over tokens, not over steps, all and by source; beside it stands what the sources have given until now."""
   sums = {k: np.sum([v[k] for v in values], axis=0, dtype=np.float64) for k in values[0]}
   _refuse_broken(step, values)
+  parts = {name: total / max(sums["loss_tokens"], 1.0) for name, total in sums.items() if name.startswith("loss_parts/")}
   by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
   scalars = {
       "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0), **by_source, **of_sources}
+      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0),
+      **by_source, **parts, **of_sources}
   metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
 
 
@@ -201,6 +206,9 @@ def _refuse_broken(step, values):
 
 def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, chat_lib.ChatFormat]:
   """The shapes of a batch and the chat format of a model on a mesh."""
+  decoder, shards = getattr(model_config, "decoder", model_config), rules.ways(mesh, "vocab")
+  if decoder.vocab_size // shards % config.loss_chunks:
+    raise ValueError(f"loss_chunks {config.loss_chunks} do not divide a vocabulary of {decoder.vocab_size} on {shards} tensor ranks; use a divisor of {decoder.vocab_size // shards}")
   groups = rules.ways(mesh, "batch")
   sharers = rules.ways(mesh, "tiles") // groups
   if config.data.tile_slots % sharers:
@@ -260,7 +268,7 @@ def _source(config) -> pathlib.Path:
 
 def _described_in(directory: pathlib.Path):
   """The model of a checkpoint, with parameters in float32 for the optimizer; activations stay as they are."""
-  model_config = load.open_checkpoint(directory)[0] if (directory / "config.json").is_file() else serialize.load(directory)
+  model_config = load.description(directory)
   if isinstance(model_config, BlueLMConfig):
     parts = {n: dataclasses.replace(getattr(model_config, n), param_dtype="float32") for n in ("vision", "decoder")}
     return dataclasses.replace(model_config, **parts)
@@ -276,7 +284,8 @@ def describe(workdir, model_config, tokenizer, companions) -> None:
 
 def jit_step(config, model, tx, shardings: state_lib.TrainState):
   """The stage's train step, compiled at its first call; the state stays where `shardings` say."""
-  step = state_lib.make_train_step(model, tx, len(config.data.sources), config.objective, config.layout)
+  step = state_lib.make_train_step(
+      model, tx, len(config.data.sources), config.objective, config.layout, config.loss_chunks, teacher_lib.distillation(config, model.config))
   kind = shardings.step.mesh.devices.flat[0].device_kind
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
 

@@ -1,6 +1,6 @@
 """Train state and the train step.
 
-Shapes: B batch, S sequence, V vocabulary.
+Shapes: B batch, S sequence.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ import optax
 
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.kernels.attention import layouts
-from bluelm_jax.kernels.cross_entropy import token_log_probs
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import losses
 from bluelm_jax.training import optimizer as optimizer_lib
 
 
@@ -46,45 +46,31 @@ def arrange(batch: PackedBatch, layout: str) -> PackedBatch:
   return batch._replace(**{name: rules.constrain(layouts.permute(getattr(batch, name), order_BS), "batch", "sequence") for name in _BY_TOKEN})
 
 
-def apply_batch(model, params, batch: PackedBatch, mutable=False):
-  """Logits [B, S, V] of a batch; text-only models take no tiles. With `mutable` collections (logits, variables), as `Module.apply`."""
-  kwargs = {"positions": batch.positions, "segment_ids": batch.segment_ids, "mutable": mutable}
-  if batch.tiles.shape[1]:
-    kwargs |= {"tiles": batch.tiles, "vision_index": batch.vision_index, "tile_places": batch.tile_places}
-  return model.apply({"params": params}, batch.tokens, **kwargs)
-
-
-def token_losses(model, params, batch: PackedBatch, objective: str = "lm"):
-  """Weighted negative log-likelihood in nats of every target, float32 [B, S].
-
-  "lm" predicts the next token. "dense" reads the targets as names of the visual tokens themselves, so
-  that positions hold no text and the decoder's layers are left out.
-  """
-  if objective == "dense":
-    logits_BSV = model.apply({"params": params}, batch.tiles, batch.vision_index, batch.tile_places, method="name_visual_tokens")
-  else:
-    logits_BSV = apply_batch(model, params, batch)
-  return -token_log_probs(logits_BSV, batch.targets) * batch.loss_weights
-
-
 def by_source(values_BS, batch: PackedBatch, sources: int):
   """Sums of values over the tokens of each source, float32 [sources]."""
   return jnp.stack([jnp.sum(jnp.where(batch.sources == i, values_BS, 0.0)) for i in range(sources)])
 
 
-def make_loss(model, sources: int, objective: str = "lm"):
-  """Returns loss(trainable, frozen, batch) -> (sum of the losses, counts): what batches add up to, for one division at the end.
+def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, distillation: losses.Distillation | None = None):
+  """Returns loss(trainable, frozen, batch, teacher=None) -> (sum of the losses, counts): what batches add up to, for one division at the end.
 
   Args:
     sources: of the mixture; "loss_sums" and "loss_weights" of the counts, float32 [sources], are theirs.
+    chunks: of the vocabulary; see `losses`.
+    distillation: for the objective "distill"; the loss then takes the teacher's parameters, and "loss_parts/" are among the counts.
   """
 
-  def loss(trainable, frozen, batch: PackedBatch):
-    losses_BS = token_losses(model, optimizer_lib.merge(trainable, frozen), batch, objective)
+  def loss(trainable, frozen, batch: PackedBatch, teacher=None):
+    params = optimizer_lib.merge(trainable, frozen)
+    if distillation:
+      losses_BS, parts = losses.distilled_losses(model, params, batch, distillation, teacher, chunks)
+    else:
+      losses_BS, parts = losses.token_losses(model, params, batch, objective, chunks), {}
     counts = {
         "loss_tokens": jnp.sum(batch.loss_weights),
         "loss_sums": by_source(losses_BS, batch, sources),
         "loss_weights": by_source(batch.loss_weights, batch, sources),
+        **{f"loss_parts/{name}": jnp.sum(part_BS) for name, part_BS in parts.items()},
         "tokens": jnp.sum(batch.segment_ids > 0),
         "image_tokens": jnp.sum(batch.vision_index >= 0),
     }
@@ -93,20 +79,22 @@ def make_loss(model, sources: int, objective: str = "lm"):
   return loss
 
 
-def make_train_step(model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none"):
-  """Returns step(state, batch) -> (state, metrics); the loss is one global sum over one global count.
+def make_train_step(
+    model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none", chunks: int = 1,
+    distillation: losses.Distillation | None = None):
+  """Returns step(state, batch, teacher=None) -> (state, metrics); the loss is one global sum over one global count.
 
   Args:
-    sources: of the mixture; see `make_loss`, whose counts are metrics.
+    sources, objective, chunks, distillation: see `make_loss`, whose counts are metrics.
     layout: of rows over context ranks, a name of `kernels.attention.layouts`.
   """
-  loss_sum = make_loss(model, sources, objective)
+  loss_sum = make_loss(model, sources, objective, chunks, distillation)
 
-  def step(state: TrainState, batch: PackedBatch):
+  def step(state: TrainState, batch: PackedBatch, teacher=None):
     batch = arrange(batch, layout)
 
     def mean(trainable):
-      total, counts = loss_sum(trainable, state.frozen, batch)
+      total, counts = loss_sum(trainable, state.frozen, batch, teacher)
       return total / jnp.maximum(counts["loss_tokens"], 1.0), counts
 
     (loss, counts), grads = jax.value_and_grad(mean, has_aux=True)(state.trainable)

@@ -9,8 +9,12 @@ The size bluelm_2_5_3b wants a bluelm_7b_teacher with its tokenizer beside it, a
 
 from bluelm_jax.training import defaults
 
+SIZES = ("miniature", "bluelm_2_5_3b")
+
 
 def get_config(size: str = "miniature"):
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
   c = defaults.stage()
   c.name, c.preset, c.objective = "prune", size, "prune"
   c.data.rows, c.data.length, c.steps = 8, 256, 64

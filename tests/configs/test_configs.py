@@ -23,8 +23,7 @@ from bluelm_jax.training.precompile import topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SIZES = {"prune": ("miniature", "bluelm_2_5_3b")}
-STAGES = [(p.stem, size) for p in sorted((ROOT / "configs/stages").glob("*.py")) for size in SIZES.get(p.stem, ("miniature", "small"))]
+STAGES = [(p.stem, size) for p in sorted((ROOT / "configs/stages").glob("*.py")) for size in getattr(defaults.module(p), "SIZES", ("miniature", "small"))]
 LAYOUTS = [(p.stem, layout) for p in sorted((ROOT / "configs/layouts").glob("*.py")) for layout in defaults.module(p).LAYOUTS]
 RECIPES = [p.stem for p in sorted((ROOT / "configs/recipes").glob("*.py"))]
 
@@ -67,16 +66,19 @@ def trace(config, devices):
   d = compile_lib.describe(config, devices)
   assert len({x.sharding.mesh for x in jax.tree.leaves(d.state)}) == 1
   with jax.set_mesh(d.mesh):
-    after, metrics = jax.eval_shape(d.step, d.state, d.batch)
+    after, metrics = jax.eval_shape(d.step, d.state, d.batch, d.teacher)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), d.state)
   assert metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize("name,size", [s for s in STAGES if s[0] != "prune"])
-def test_stage_traces_at_true_size(name, size):
+def test_stage_traces_at_true_size(name, size, tmp_path):
   config = defaults.load(f"{ROOT}/configs/stages/{name}.py:{size}")
   # Three vision heads of the miniature do not split over two tensor ranks.
   config.mesh.update({"fsdp": 4} if size == "miniature" else {"fsdp": 2, "tensor": 2})
+  if config.objective == "distill":  # a description is all that is read of a teacher
+    serialize.save(presets.PRESETS[defaults.load(f"{ROOT}/configs/stages/teacher.py:{size}").preset](), tmp_path)
+    config.distill.teacher = str(tmp_path)
   trace(config, jax.devices()[:4])
 
 

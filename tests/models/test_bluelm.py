@@ -17,6 +17,8 @@ from bluelm_jax.models import presets
 from bluelm_jax.models.bluelm import Adapter
 from bluelm_jax.models.bluelm import BlueLM
 from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.models.decoder import Decoder
+from bluelm_jax.training import losses
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import state
 
@@ -53,7 +55,7 @@ def spec(rows, groups=1, slots=12, length=128):
 
 def sums(model, params, batches):
   """Loss sum, weight sum and gradient of the loss sum over several batches."""
-  value = jax.jit(jax.value_and_grad(lambda p, b: (jnp.sum(state.token_losses(model, p, b)), jnp.sum(b.loss_weights)), has_aux=True))
+  value = jax.jit(jax.value_and_grad(lambda p, b: (jnp.sum(losses.token_losses(model, p, b)), jnp.sum(b.loss_weights)), has_aux=True))
   totals = [value(params, b) for b in batches]
   return jax.tree.map(lambda *x: sum(x), *totals)
 
@@ -71,6 +73,45 @@ def test_packed_equals_unpacked(parts, rows, groups, slots):
   assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["vision"]["layers"]["mlp"]))
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("teacher", ["itself", "text"])
+def test_distilled_losses_packed_equal_unpacked(teacher, chunks, parts):
+  """By another BlueLM on images and text, and by a language model on text alone."""
+  model, params, examples = parts
+  if teacher == "text":
+    examples = [e for e in examples if not len(e.tiles)]
+    decoder = dataclasses.replace(model.config.decoder, embed_dim=24, num_layers=1)
+    taught = Decoder(decoder)
+    teacher_params = nn.meta.unbox(taught.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32)))["params"]
+  else:
+    taught, teacher_params = model, jax.tree.map(lambda x: x[..., ::-1], params)
+  slots = (16, 5) if teacher == "itself" else (0, 0)
+  distillation = losses.Distillation(taught, 2.0, 0.7)
+
+  def total(p, b):
+    losses_BS, found = losses.distilled_losses(model, p, b, distillation, teacher_params, chunks)
+    return jnp.sum(losses_BS), (jnp.sum(b.loss_weights), {k: jnp.sum(v) for k, v in found.items()})
+
+  value = jax.jit(jax.value_and_grad(total, has_aux=True))
+  add = lambda batches: jax.tree.map(lambda *x: sum(x), *[value(params, b) for b in batches])
+  (loss, (count, found)), grads = add(pack.pack(examples, spec(2, 1, slots[0])))
+  (loss_1, (count_1, found_1)), grads_1 = add(b for e in examples for b in pack.pack([e], spec(1, 1, slots[1])))
+  assert count == count_1 and float(loss) == pytest.approx(float(loss_1), rel=1e-10)
+  assert {k: float(v) for k, v in found.items()} == pytest.approx({k: float(v) for k, v in found_1.items()}, rel=1e-10)
+  assert float(loss) == pytest.approx(0.3 * float(found["cross_entropy"]) + 0.7 * 4 * float(found["divergence"]), rel=1e-12)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), grads, grads_1)
+
+
+@pytest.mark.parametrize("objective", ["lm", "dense"])
+def test_chunks_of_the_vocabulary_change_no_loss(objective, parts):
+  model, params, examples = parts
+  batch = next(pack.pack(examples, spec(2, 1, 16)))
+  value = lambda chunks: jax.jit(jax.value_and_grad(lambda p: jnp.sum(losses.token_losses(model, p, batch, objective, chunks))))(params)
+  (loss, grads), (loss_1, grads_1) = value(9), value(1)
+  assert float(loss) == pytest.approx(float(loss_1), rel=1e-12)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), grads, grads_1)
+
+
 def test_losses_by_source_are_those_of_its_examples_alone(parts):
   model, params, examples = parts
   examples = [e._replace(source=i % 3) for i, e in enumerate(examples)]
@@ -78,7 +119,7 @@ def test_losses_by_source_are_those_of_its_examples_alone(parts):
   flat = optimizer_lib.paths(params)
   before = state.TrainState(jnp.int32(0), flat, {}, optax.sgd(0.0).init(flat))
   found = [step(before, b)[1] for b in pack.pack(examples, spec(2, 2, 12))]
-  loss = jax.jit(lambda b: jnp.sum(state.token_losses(model, params, b)))
+  loss = jax.jit(lambda b: jnp.sum(losses.token_losses(model, params, b)))
   for source in range(3):
     alone = [b for e in examples if e.source == source for b in pack.pack([e], spec(1, 1, 5))]
     assert sum(float(m["loss_sums"][source]) for m in found) == pytest.approx(sum(float(loss(b)) for b in alone), rel=1e-10)
@@ -91,7 +132,7 @@ def test_an_image_is_seen_by_its_own_segment_alone(parts):
   batch = next(pack.pack(examples, spec(2, 1, 16)))
   changed = batch._replace(tiles=batch.tiles.copy())
   changed.tiles[0, 0] = 255 - changed.tiles[0, 0]
-  apply = jax.jit(functools.partial(state.apply_batch, model))
+  apply = jax.jit(functools.partial(losses.apply_batch, model))
   difference = np.abs(apply(params, batch) - apply(params, changed)).max(-1)
   owner = np.argwhere((batch.vision_index >= 0) & (batch.vision_index < 4))  # positions of tile 0
   row, segment = owner[0][0], batch.segment_ids[tuple(owner[0])]

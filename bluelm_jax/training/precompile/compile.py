@@ -1,7 +1,7 @@
 """The real train step of a stage, compiled for chips that are not here."""
 
 import time
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import teacher as teacher_lib
 
 
 class Described(NamedTuple):
@@ -25,7 +26,8 @@ class Described(NamedTuple):
   Attributes:
     step: jitted; call or trace it with `arguments`, and `mesh` in context.
     state, batch: ShapeDtypeStructs with shardings.
-    sums: of the gradients, where a stage adds up those of several batches: `step` adds one, which takes the most memory.
+    teacher: likewise, its parameters; None where a stage does not distil.
+    sums: likewise of the gradients, where a stage adds up those of several batches: `step` adds one, which takes the most memory.
   """
 
   step: Callable
@@ -33,11 +35,12 @@ class Described(NamedTuple):
   batch: PackedBatch
   spec: pack.PackSpec
   mesh: jax.sharding.Mesh
+  teacher: Any
   sums: accumulate.Sums | None
 
   @property
   def arguments(self):
-    return (self.state, self.batch) if self.sums is None else (self.state, self.sums, self.batch)
+    return (self.state, *([] if self.sums is None else [self.sums]), self.batch, self.teacher)
 
 
 class Compiled(NamedTuple):
@@ -59,14 +62,15 @@ def describe(config, devices) -> Described:
   _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
   place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   state, batch = jax.tree.map(place, shapes, shardings), abstract_batch(spec, rules.batch_sharding(mesh))
+  teacher = teacher_lib.abstract(config, model.config, mesh)
   if accumulate.most(config.data.accumulate) == 1:
-    return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, None)
+    return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, teacher, None)
   pieces = stage.gradient_shardings(config, model, tx, mesh)
   programs = accumulate.programs(config, model, tx, shardings, pieces)
   with jax.set_mesh(mesh):
-    shapes = jax.eval_shape(programs.start, state, batch)
+    shapes = jax.eval_shape(programs.start, state, batch, teacher)
   sums = jax.tree.map(place, shapes, accumulate.Sums(pieces, dict.fromkeys(shapes.counts, rules.replicated(mesh))))
-  return Described(programs.add, state, batch, spec, mesh, sums)
+  return Described(programs.add, state, batch, spec, mesh, teacher, sums)
 
 
 def compile_stage(config, devices) -> Compiled:

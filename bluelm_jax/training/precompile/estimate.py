@@ -12,6 +12,7 @@ import numpy as np
 
 from bluelm_jax.sharding.chips import Chip
 from bluelm_jax.training import flops as flops_lib
+from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training.precompile import hlo
 from bluelm_jax.training.precompile.compile import Compiled
 
@@ -25,7 +26,7 @@ _BLOCK = 1024  # keys; a causal row's kernel computes whole blocks, half of thos
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on one device. `temporary` is what the compiler adds at its peak: activations, gradients, gathered weights."""
+  """Bytes on one device. `params` holds a teacher's too; `temporary` is what the compiler adds at its peak: activations, gradients, gathered weights."""
 
   params: int
   optimizer: int
@@ -90,7 +91,13 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   spec, devices = compiled.described.spec, compiled.described.mesh.size
   documents, tiles = [spec.length] * spec.rows, spec.groups * spec.tile_slots
   model, recomputed = flops_lib.train(model_config, config.trainable, documents, tiles)
-  work = flops_lib.Flops(*(a + b for a, b in zip(dataclasses.astuple(model), dataclasses.astuple(recomputed))))
+  teacher = teacher_lib.described(config, model_config)
+  if teacher:
+    model += flops_lib.forward(teacher, documents, tiles)
+    recomputed += flops_lib.output(teacher, sum(documents))
+  if teacher or config.loss_chunks > 1:
+    recomputed += flops_lib.output(model_config, sum(documents))
+  work = model + recomputed
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
   shares = dict(llm=chip.products, vision=chip.products, adapter=chip.products, attention=ATTENTION * useful, vision_attention=VISION_ATTENTION)
   arithmetic = work.scaled(**{name: 1 / share for name, share in shares.items()}).total / (devices * chip.flops)
@@ -100,10 +107,11 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   exposed = sum(t.seconds for t in transfers if not t.overlapped) + max(hidden - arithmetic, 0.0)
   params = {**compiled.described.state.trainable, **compiled.described.state.frozen}
   count = sum(int(np.prod(x.shape)) for x in params.values())
-  # Read and written: weights gathered in bfloat16 for each pass, and the optimizer's float32 state.
+  taught = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(compiled.described.teacher))
+  # Read and written: weights gathered in bfloat16 for each pass, of which a teacher has one, and the optimizer's float32 state.
   kept = compiled.described.sums or compiled.described.state  # what adds up gradients leaves the moments alone
   state = sum(_local(x) for x in jax.tree.leaves(kept))
-  traffic = (2 * state + 2 * 2 * 3 * count) / (chip.bandwidth * MEMORY)
+  traffic = (2 * state + 2 * 2 * (3 * count + taught)) / (chip.bandwidth * MEMORY)
   return Estimate(
       memory(compiled, chip), count, spec.rows * spec.length, tiles, model, recomputed, transfers, arithmetic, traffic, exposed,
       devices, chip)
@@ -112,7 +120,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
 def memory(compiled: Compiled, chip: Chip) -> Memory:
   found = compiled.program.memory_analysis()
   size = lambda tree: sum(_local(x) for x in jax.tree.leaves(tree))
-  params = size(compiled.described.state.trainable) + size(compiled.described.state.frozen)
+  params = size(compiled.described.state.trainable) + size(compiled.described.state.frozen) + size(compiled.described.teacher)
   batch = size(compiled.described.batch)
   arguments = found.argument_size_in_bytes
   peak = max(found.peak_memory_in_bytes, arguments)

@@ -1,0 +1,38 @@
+"""Text pretraining of the teacher, a language model that is later pruned and followed.
+
+  python -m bluelm_jax.train --config=configs/stages/teacher.py:miniature --workdir=/tmp/teacher
+
+Of BlueLM-2.5-3B's teacher its 7 B parameters and 6 T tokens are published, nothing else: its shape is ours; batch and
+learning rate are those of DeepSeek LLM 7B, which is of its size (arXiv 2401.02954). At that size the data are yours to give.
+"""
+
+from bluelm_jax.training import defaults
+
+SIZES = ("miniature", "bluelm_2_5_3b")
+
+
+def get_config(size: str = "miniature"):
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
+  c = defaults.stage()
+  c.name, c.preset = "teacher", "miniature_teacher"
+  c.data.rows, c.data.length = 4, 256
+  c.steps = 560
+  c.optimizer.name = "muon"
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.01
+  c.schedule.warmup = 30
+  c.schedule.kind = "constant"  # the decay comes with the student's last stage
+  if size == "bluelm_2_5_3b":
+    c.preset = "bluelm_7b_teacher"
+    c.data.rows, c.data.length = 2304, 4096
+    c.steps = 635_783  # 6 T tokens
+    c.loss_chunks = 8
+    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adamw", 4.2e-4, 0.1
+    c.schedule.warmup = 2000
+  defaults.fill(
+      c.data.sources,
+      prose=dict(kind="documents", path="assets/text-train.array_record", share=0.5, window=c.data.length),
+      reasoning=dict(kind="reasoning", share=0.5, styles=dict(long=0.7, short=0.2, none=0.1)),
+  )
+  return c
