@@ -60,19 +60,20 @@ def lines(workdir) -> int:
   return file.read_text().count("\n") if file.exists() else 0
 
 
-def kill(running, workdir, victim: int, new_lines: int, wait: float) -> bool:
-  """Kills one `wait` seconds after so many new lines of the log, then the other; whether it still ran."""
+def kill(running, workdir, victim: int, new_lines: int, wait: float) -> None:
+  """Kills one `wait` seconds after so many new lines of the log, then the other; raises where one had ended by itself."""
   before, started = lines(workdir), time.monotonic()
-  while lines(workdir) < before + new_lines and running[0].poll() is None:
+  while lines(workdir) < before + new_lines and running[0].poll() is running[1].poll() is None:
     if time.monotonic() - started > PATIENCE:
       raise RuntimeError("two processes made no step")
     time.sleep(0.01)
   time.sleep(wait)
-  alive = running[victim].poll() is None
+  ended = [p.returncode for p in running if p.poll() is not None]
   for process in (running[victim], running[1 - victim]):
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-  return alive
+  errors = [process.communicate()[1] for process in running]
+  if ended:
+    raise RuntimeError(f"ended by itself with {ended}: " + "\n\n".join(e[-1500:] for e in errors))
 
 
 def main(kills: int) -> None:
@@ -87,8 +88,7 @@ def main(kills: int) -> None:
     for count in range(1, kills + 1):
       starting = rng.random() < 0.5  # or restoring, or compiling
       before = lines(killed)
-      if not kill(launch(steps, killed), killed, rng.randrange(2), 0 if starting else rng.randint(1, 12), rng.uniform(0, 40.0 if starting else 0.3)):
-        raise RuntimeError("it ended before it could be killed")
+      kill(launch(steps, killed), killed, rng.randrange(2), 0 if starting else rng.randint(1, 12), rng.uniform(0, 20.0 if starting else 0.3))
       print(f"kill {count}: {lines(killed) - before} steps", flush=True)
     finish(launch(steps, killed, whole))
     found, expected = ([(r["step"], r["loss"]) for r in metrics.read(w)] for w in (killed, whole))

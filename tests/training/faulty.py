@@ -17,7 +17,7 @@ from bluelm_jax.training import defaults
 ROOT, STEPS = pathlib.Path(__file__).parents[2], 12
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the recipe.")
-_FAULTS = flags.DEFINE_list("faults", [], "One a life: kill, stop, crash, mistake, cut, term or interrupt, at a step; at 0 before jax is imported.")
+_FAULTS = flags.DEFINE_list("faults", [], "One a life: kill, stop, crash, mistake, cut, term, interrupt or orphan, at a step; at 0 before jax is imported.")
 _DEADLINE = flags.DEFINE_float("deadline", 600, "As the recipe's.")
 
 
@@ -45,9 +45,10 @@ def happen(fault: str, stage: pathlib.Path, step: int):
       time.sleep(0.01)
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
-  if fault in ("term", "interrupt"):
-    os.kill(os.getppid(), signal.SIGTERM if fault == "term" else signal.SIGINT)
-    time.sleep(3)
+  to_watcher = {"term": signal.SIGTERM, "interrupt": signal.SIGINT, "orphan": signal.SIGKILL}
+  if fault in to_watcher:
+    os.kill(os.getppid(), to_watcher[fault])
+    time.sleep(30 if fault == "orphan" else 3)
   else:
     os.kill(os.getpid(), signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
 

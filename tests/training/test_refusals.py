@@ -18,7 +18,8 @@ def text():
 
 
 @pytest.mark.parametrize("key,value,words", [
-    ("keep", 0, "keep 0 must be at least 1"), ("steps", 0, "steps 0"), ("seed", -1, "seed -1"), ("zero", 1, "zero 1 is not offered"),
+    ("keep", 0, "keep 0 must be at least 1"), ("keep_every", -1, "keep_every -1 must be at least 0"), ("export_every", -1, "export_every -1"),
+    ("steps", 0, "steps 0"), ("seed", -1, "seed -1"), ("zero", 1, "zero 1 is not offered"),
     ("data.rows", 0, "raise data.rows"), ("data.tile_slots", -1, "raise data.rows, data.length or data.tile_slots"),
     ("optimizer.learning_rate", float("nan"), "must be positive"), ("optimizer.clip_norm", 0.0, "must be positive"),
     ("preset", "siglip2_so400m", "is a vision tower"), ("preset", "huge", "is unknown"), ("trainable", (), "trainable is empty"),

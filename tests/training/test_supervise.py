@@ -1,9 +1,11 @@
 """A recipe's process that is killed, hangs, finds its newest checkpoint cut, or is asked to end: nothing is lost."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import numpy as np
@@ -69,6 +71,12 @@ def test_three_lives_without_a_new_checkpoint_are_the_last(tmp_path):
 def test_what_is_not_tried_again(fault, code, tmp_path):
   out = run(tmp_path, f"--faults={fault}@0")
   assert out.returncode == code and "starts again" not in out.stderr, out.stderr
+
+
+def test_a_process_ends_with_its_watcher(tmp_path):
+  """No second writer is left in the workdir; the pipe closes when the child, which would sleep for 30 s, is gone too."""
+  started = time.monotonic()
+  assert run(tmp_path, "--faults=orphan@0").returncode == -signal.SIGKILL and time.monotonic() - started < 25
 
 
 def test_the_watcher_is_light():
