@@ -11,7 +11,7 @@ on a shard.
 """
 
 import functools
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import einops
 import jax
@@ -24,12 +24,10 @@ class Cut(NamedTuple):
   Attributes:
     chunks: made one after another.
     shards: into which a mesh cuts the vocabulary; a chunk takes as many columns of each, so that none travels.
-    place: lays a chunk's gradient of the table [D, T, W] out on the mesh, which so scatters it chunk by chunk.
   """
 
   chunks: int
   shards: int = 1
-  place: Callable[[jax.Array], jax.Array] = lambda d_DTW: d_DTW
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -168,7 +166,7 @@ def _gradients(slope, x_BSD, table_DV, cut, *others):
   def add(dx_TBSD, chunk):
     d_BSTW = slope(chunk).astype(x_BSD.dtype)
     dx_TBSD += jnp.einsum("bstw,dtw->tbsd", d_BSTW, chunk[0], preferred_element_type=dx_TBSD.dtype)
-    return dx_TBSD, cut.place(jnp.einsum("bsd,bstw->dtw", x_BSD, d_BSTW))
+    return dx_TBSD, jnp.einsum("bsd,bstw->dtw", x_BSD, d_BSTW)
 
   zero_TBSD = jnp.zeros((cut.shards, *x_BSD.shape), _wide(x_BSD))
   dx_TBSD, d_CDTW = jax.lax.scan(add, zero_TBSD, (*_split(table_DV, cut), *others))

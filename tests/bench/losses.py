@@ -16,7 +16,7 @@ from bluelm_jax.training.precompile import topology
 from tests.bench import machine
 
 VOCABULARY = 100_096
-CHUNKS = (1, 4, 8, 16, 32)
+CHUNKS = (1, 4, 16)
 TARGET = "v5e:2x2"
 
 
@@ -73,7 +73,7 @@ def seconds(compiled, arguments, rounds=3) -> float:
 
 def main():
   # tokens, widths of student and teacher
-  cpu = (512, 512, 768, jnp.float32)
+  cpu = (128, 256, 384, jnp.float32)
   chip = (8192, 2560, 4096, jnp.bfloat16)
   device = jax.sharding.SingleDeviceSharding(topology.devices(TARGET)[0])
   print(f"{machine.line()}, V = {VOCABULARY:,}\n")
