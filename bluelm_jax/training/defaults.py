@@ -48,7 +48,7 @@ def stage() -> ml_collections.ConfigDict:
   c.optimizer.clip_norm = 1.0
   c.optimizer.lr_factors = ml_collections.ConfigDict()  # name -> {"path": regex, "factor": number}
   c.schedule = ml_collections.ConfigDict()
-  c.schedule.kind = "wsd"  # "constant", "cosine", "linear", "wsd" (warm-up, stable, decay) or "multistep" (to sqrt(final) after 80 % and final after 90 %)
+  c.schedule.kind = "wsd"  # "constant", "cosine", "linear", "wsd" (warm-up, stable, decay) or "multistep" (down at 80 % and 90 %)
   c.schedule.warmup = 50  # steps
   c.schedule.decay_share = 0.3  # of the steps, for wsd
   c.schedule.final = 0.1  # of the peak, at the end

@@ -55,5 +55,5 @@ def for_stage(config, model_config) -> list[tuple[str, str]]:
   per_token, count, length = flops_per_token(decoder, config.data.length), stage_tokens(config), config.data.length
   compute, most = per_token * count, config.data.rows * accumulate.most(config.data.accumulate)
   return [
-      *proposal(compute), ("rows for that batch", f"{batch_tokens(compute) / length:,.0f} of {length}"), ("its model", f"{per_token:.3e} FLOPs a token"),
-      ("its tokens", f"{count:.3e}"), ("its rows", f"{most:,} of {length}"), ("its learning rate", f"{config.optimizer.learning_rate:.3e}")]
+      *proposal(compute), ("rows for that batch", f"{batch_tokens(compute) / length:,.0f} of {length}"), ("its rows", f"{most:,} of {length}"),
+      ("its learning rate", f"{config.optimizer.learning_rate:.3e}"), ("its model", f"{per_token:.3e} FLOPs a token"), ("its tokens", f"{count:.3e}")]

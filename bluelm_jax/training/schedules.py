@@ -66,8 +66,8 @@ def join(stages) -> None:
         raise ValueError(f"stages.{name}.schedule.offset is set, but it continues and the steps before are counted; set one of the two")
       for key in _SHAPE:
         if config.schedule[key] != begun.schedule[key]:
-          raise ValueError(
-              f"stages.{name}.schedule continues that of {first}, but its {key} is {config.schedule[key]} and there {begun.schedule[key]}; set them alike")
+          values = f"{config.schedule[key]} and there {begun.schedule[key]}"
+          raise ValueError(f"stages.{name}.schedule continues that of {first}, but its {key} is {values}; set them alike")
     offset = begun.schedule.offset
     end = begun.schedule.horizon or offset + sum(c.steps for _, c in ((first, begun), *rest))
     for _, config in ((first, begun), *rest) if rest else ():

@@ -62,11 +62,16 @@ def stack():
 def runner(tx, params):
   """A function that makes one update."""
   grads = {p: jax.random.normal(jax.random.key(i), v.shape) for i, (p, v) in enumerate(sorted(params.items()))}
-  step = jax.jit(lambda params, state: (lambda u, s: (optax.apply_updates(params, u), s))(*tx.update(grads, state, params)), donate_argnums=(0, 1))
+
+  def update(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  step = jax.jit(update, donate_argnums=(0, 1))
   holder = [(jax.tree.map(jnp.copy, params), tx.init(params))]
 
   def run():
-    holder[0] = jax.block_until_ready(step(*holder[0]))
+    holder[0] = jax.block_until_ready(step(*holder[0], grads))
 
   return run
 

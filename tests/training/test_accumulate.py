@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bluelm_jax.data import loader
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.interop import load
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.models.config import DecoderConfig
@@ -107,8 +108,6 @@ def ramp(**changes):
 
 
 def params_of(directory):
-  from bluelm_jax.interop import load
-
   return load.load_pretrained(directory)[1]
 
 
@@ -123,7 +122,7 @@ def test_a_ramp_stopped_and_resumed_is_bit_identical(tmp_path):
   ratio = [round(r["tokens_per_step"] / whole[0]["tokens_per_step"], 1) for r in whole]
   assert ratio == pytest.approx([1, 1, 3, 3, 2, 2], abs=0.15)
   assert all(0 <= r["padding"] < 0.2 for r in whole)
-  assert all(r["tokens_per_second"] > 0 for r in (whole[1], whole[3], whole[4], whole[5])) and "tokens_per_second" not in whole[2]  # the second program compiled
+  assert ["tokens_per_second" in r for r in whole] == [False, True, False, True, True, True]  # not where a program was compiled
 
 
 def test_steps_of_one_batch_are_those_without_a_ramp(tmp_path):
@@ -137,7 +136,7 @@ def test_steps_of_one_batch_are_those_without_a_ramp(tmp_path):
 def test_data_that_end_within_a_step_end_the_stage_before_it(tmp_path):
   c = ramp()
   with c.unlocked():
-    c.data.sources = ConfigDict({"prose": {"kind": "documents", "path": "assets/text-train.array_record", "share": 1.0, "window": 64, "max_tokens": 5 * 8 * 64}})
+    c.data.sources = ConfigDict({"prose": dict(kind="documents", path="assets/text-train.array_record", share=1.0, window=64, max_tokens=5 * 8 * 64)})
   for _ in range(2):  # it does not go on either
     with pytest.raises(ValueError, match="the data end after step 3 of 6"):
       stage.run(c, tmp_path / "w")
@@ -145,7 +144,7 @@ def test_data_that_end_within_a_step_end_the_stage_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("counts", [((0, 2),), ((0, 2), (1, 5))])
-def test_no_number_of_batches_compiles_anew(counts, tmp_path):
+def test_no_number_of_batches_compiles_anew(counts):
   c = config(**{"data.accumulate": counts})
   mesh = rules.make_mesh({"data": 1}, jax.devices()[:1])
   model, tx, state, shardings, batches = prepare(c, mesh, 1)
