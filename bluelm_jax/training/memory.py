@@ -150,15 +150,19 @@ class _Share:
     return max(self._loss(), *layers)
 
   def _loss(self) -> int:
-    """Logits and their gradient, of a chunk where there are several; the table whole and its gradient, and a teacher's table."""
+    """Logits and their gradient, the table whole and its gradient. In chunks: the logits of one, the table, and float32 gradients of the
+    hidden states; the table's own lie in pieces, while no other gradient is there yet.
+
+    A teacher adds as many logits, and its table.
+    """
     c, tokens = self.decoder, self.rows * self.length
     size = lambda d: jnp.dtype(d.dtype).itemsize
     table = lambda d: d.embed_dim * d.vocab_size * size(d)
     if self.chunks == 1 and not self.teacher:
       return 2 * tokens * c.vocab_size * size(c) + (2 * table(c) if self.split else 0)
     models = [c, self.teacher] if self.teacher else [c]
-    chunk = sum(tokens * d.vocab_size // self.chunks * (size(d) + 4) for d in models)
-    return chunk + table(c) + sum(map(table, models)) + tokens * c.embed_dim * 4
+    chunk = sum(tokens * d.vocab_size // self.chunks * size(d) for d in models)
+    return chunk + sum(map(table, models)) + tokens * c.embed_dim * 4
 
   def _layer(self, c, model_config, columns: int) -> int:
     """All that a layer of `c` keeps when nothing is recomputed, its weights (`columns` of its width) and their gradients."""

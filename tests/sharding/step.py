@@ -21,7 +21,6 @@ from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
-from bluelm_jax.training import losses
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state
@@ -49,28 +48,17 @@ def batch_for(mesh):
   return next(loader.batches(config().data.sources, chat, spec, 0))
 
 
-def params_on(mesh, model, seed):
-  """Random parameters where the rule table puts them."""
-  init = functools.partial(model.init, method="init_all")
-  boxed = jax.eval_shape(init, jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]
-  shardings = rules.param_shardings(mesh, boxed)
-  return jax.jit(lambda k: nn.meta.unbox(init(k, jnp.zeros((1, 8), jnp.int32))["params"]), out_shardings=shardings)(jax.random.key(seed))
-
-
-def run(mesh, batch, layout: str = "none", chunks: int = 1, taught: bool = False):
-  """(metrics, gradients by path, the PartitionSpecs found) of the trainer's own step.
-
-  Args:
-    taught: by a teacher of the same shape with other weights.
-  """
+def run(mesh, batch, layout: str = "none"):
+  """(metrics, gradients by path, the PartitionSpecs found) of the trainer's own step."""
   model = serialize.build(model_config())
-  flat, tx = optimizer_lib.paths(params_on(mesh, model, 0)), optax.sgd(1.0)  # the update is the gradient
-  teacher = params_on(mesh, model, 1) if taught else None
-  distillation = losses.Distillation(model, 2.0, 0.5) if taught else None
-  step = state.make_train_step(model, tx, len(config().data.sources), layout=layout, chunks=chunks, distillation=distillation)
+  init = functools.partial(model.init, method="init_all")
+  boxed = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+  shardings = rules.param_shardings(mesh, boxed)
+  params = jax.jit(lambda k: nn.meta.unbox(init(k, jnp.zeros((1, 8), jnp.int32))["params"]), out_shardings=shardings)(jax.random.key(0))
+  flat, tx = optimizer_lib.paths(params), optax.sgd(1.0)  # the update is the gradient
   before = state.TrainState(jnp.int32(0), flat, {}, tx.init(flat))
   with jax.set_mesh(mesh):
-    after, metrics = jax.jit(step)(before, stage.put_batch(batch, rules.batch_sharding(mesh)), teacher)
+    after, metrics = jax.jit(state.make_train_step(model, tx, len(config().data.sources), layout=layout))(before, stage.put_batch(batch, rules.batch_sharding(mesh)))
     specs = {str(v.sharding.spec) for v in after.trainable.values()}
     gather = jax.jit(lambda tree: tree, out_shardings=rules.replicated(mesh))
     whole = lambda tree: jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), gather(tree))
