@@ -9,6 +9,7 @@ import pathlib
 import uuid
 
 from bluelm_jax.interop import load
+from bluelm_jax.training import defaults
 
 FILE_NAME = "stage.json"
 _ORIGINS = {"init_from": ("start", "started from"), "distill.teacher": ("teacher", "was taught by")}  # keys that name runs
@@ -29,8 +30,10 @@ def check(workdir, config) -> None:
   if latest_step(workdir) is None or not file.exists():
     return
   try:
-    stored = json.loads(file.read_text())
-    old, origins = _flat(stored["config"]), {key: stored.get(name) for key, (name, _) in _ORIGINS.items()}
+    stored = {"teacher": "", **json.loads(file.read_text())}
+    # A run begun before a key was there had what is now its default.
+    old = {**_flat(defaults.stage().to_dict()), **_flat(stored["config"])}
+    origins = {key: stored[name] for key, (name, _) in _ORIGINS.items()}
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(f"{file} is damaged; restore it, or choose another --workdir") from e
   new = _flat(config.to_dict())

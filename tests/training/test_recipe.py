@@ -1,13 +1,11 @@
-"""A miniature of the miniature, end to end: every stage, stop, resume, report, generate."""
+"""A miniature of the miniature, end to end: every stage, stop, resume, report, generate; test_supervise.py has it killed."""
 
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 import cv2
 import jax
@@ -92,27 +90,6 @@ def test_report(finished):
   page = (finished / "report.html").read_text()
   assert page.count("<polyline") == 5 and page.count("<figure>") == 6 and "not shown" in page
   assert cv2.imread(str(finished / "grounding.png")) is not None
-
-
-def test_killed_run_resumes_with_the_same_losses(tmp_path):
-  """SIGKILL at a moment of no one's choosing; losses equal those of an unbroken run bit for bit."""
-  flags = [
-      "--config=configs/stages/joint.py:miniature", "--config.steps=12", "--config.log_every=1", "--config.checkpoint_every=2",
-      "--config.data.rows=2", "--config.data.tile_slots=4"]
-  whole = door("train", *flags, f"--workdir={tmp_path / 'whole'}")
-  assert whole.returncode == 0, whole.stderr
-  command = [sys.executable, "-m", "bluelm_jax.train", *flags, f"--workdir={tmp_path / 'killed'}"]
-  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=_ENVIRONMENT)
-  record = tmp_path / "killed" / "metrics.jsonl"
-  while process.poll() is None and not (record.exists() and record.read_text().count("\n") >= 5):
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert record.read_text().count("\n") < 12
-  again = door("train", *flags, f"--workdir={tmp_path / 'killed'}")
-  assert again.returncode == 0, again.stderr
-  assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-  assert jax.tree.all(jax.tree.map(np.array_equal, params_of(tmp_path / "killed"), params_of(tmp_path / "whole")))
 
 
 def test_generate_speaks_about_a_screen(finished, tmp_path):

@@ -143,3 +143,15 @@ def test_a_damaged_checkpoint_is_one_line(part, words, workdir, capfd):
   del error
   gc.collect()
   assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_from_before_a_key_goes_on_with_its_default(workdir):
+  config = tiny().stages.text
+  file = workdir / "1-text" / "stage.json"
+  stored = json.loads(file.read_text())
+  del stored["config"]["loss_chunks"], stored["config"]["distill"], stored["config"]["optimizer"]["moment_dtype"], stored["teacher"]
+  file.write_text(json.dumps(stored))
+  record.check(workdir / "1-text", config)
+  config.optimizer.moment_dtype = "bfloat16"
+  with pytest.raises(ValueError, match='was trained with optimizer.moment_dtype = "", now it is "bfloat16"'):
+    record.check(workdir / "1-text", config)
