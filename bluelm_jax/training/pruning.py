@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from bluelm_jax import process
+from bluelm_jax import supervise
 from bluelm_jax.compression import choose
 from bluelm_jax.compression import fit
 from bluelm_jax.compression import importance as importance_lib
@@ -37,12 +38,13 @@ LINEAGE = "pruning.json"
 _UNUSED = ("trainable", "optimizer", "schedule", "zero", "distill", "loss_chunks", "export_every")
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, life: supervise.Life) -> None:
   """Prunes the model of `config.init_from` to `config.preset` by importance on `config.steps` batches.
 
   Args:
     workdir: gets what a trained stage's does, with one checkpoint at the last step; and pruning.json, which says what was
       kept of which teacher, and by which scores. An interrupted run has no checkpoint and begins anew.
+    life: of this process, told of every batch.
   """
   workdir = pathlib.Path(workdir)
   for key in _UNUSED:
@@ -74,15 +76,19 @@ def run(config, workdir) -> None:
 
   # All that can be refused has been; from here on the workdir is written to.
   workdir.mkdir(parents=True, exist_ok=True)
-  record.write(workdir, config)
-  stage.describe(workdir, student, tokenizer, compose.companions(source))
+  first = jax.process_index() == 0  # it alone writes
+  if first:
+    record.write(workdir, config)
+    stage.describe(workdir, student, tokenizer, compose.companions(source))
   with jax.set_mesh(mesh):
-    rows = _rows(config, serialize.build(teacher), params, batches, spec, mesh, Metrics(workdir, config.name, config.steps))
+    rows = _rows(config, serialize.build(teacher), params, batches, spec, mesh, Metrics(workdir, config.name, config.steps), life)
     importance = importance_lib.gather(rows)
+  life.beat(0)  # cutting and saving take a while
   del params  # its place is the student's
   decoders = (getattr(c, "decoder", c) for c in (teacher, student))
   kept = choose.choose(importance, *decoders)
-  _write_lineage(workdir, source, teacher, student, importance, kept)
+  if first:
+    _write_lineage(workdir, source, teacher, student, importance, kept)
   state = _student(config, student, prune.prune(tensors, teacher, student, kept), mesh)
   checkpoints = Checkpoints(workdir, config.keep)
   try:
@@ -111,7 +117,7 @@ def jit_scores(model, layout: str, mesh):
   return jax.jit(scores, out_shardings=rules.replicated(mesh))
 
 
-def _rows(config, model, params, batches, spec, mesh, metrics):
+def _rows(config, model, params, batches, spec, mesh, metrics, life):
   """(scores of the rows, their tokens) of every batch of calibration; logs the teacher's loss on them."""
   scores = jit_scores(model, config.layout, mesh)
   loss, weight, tokens = 0.0, 0.0, []
@@ -121,6 +127,7 @@ def _rows(config, model, params, batches, spec, mesh, metrics):
     found, tokens_B, sums = jax.device_get(scores(params, stage.put_batch(batch, rules.batch_sharding(mesh))))
     if step == 1:
       metrics.start(step)  # compiled now; leave it out of the rates
+    life.beat(step)
     loss, weight = loss + sums[0], weight + sums[1]
     tokens.append(int(tokens_B.sum()))
     yield found, tokens_B

@@ -63,7 +63,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if config.objective == "prune":
     from bluelm_jax.training import pruning  # here, as it builds on this module
 
-    return pruning.run(config, workdir)
+    return pruning.run(config, workdir, life)
   before = record.latest_step(workdir)
   source = None if config.preset else workdir if before is not None else _source(config)
   model_config = described_model(config, source)
