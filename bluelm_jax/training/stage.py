@@ -1,6 +1,5 @@
 """One training stage, from its config to its last checkpoint."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +8,6 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bluelm_jax import process
 from bluelm_jax import supervise
@@ -32,13 +30,12 @@ from bluelm_jax.sharding import rules
 from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import goodput
+from bluelm_jax.training import loop
 from bluelm_jax.training import optimizer as optimizer_lib
-from bluelm_jax.training import preemption
 from bluelm_jax.training import record
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training.checkpoints import Checkpoints
-from bluelm_jax.training.metrics import Metrics
 
 
 def run(config, workdir, stop_after: int | None = None, life: supervise.Life | None = None) -> None:
@@ -76,7 +73,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   record.check(workdir, config)
   if before is not None and before >= config.steps:
     print(f"{config.name}: already at step {before} of {config.steps}", file=sys.stderr)
-    _export(config, workdir, before)
+    loop.export(config, workdir, before)
     return
   if config.export_every and jax.process_count() > 1:
     raise ValueError("export_every reads the checkpoint in one process; set it to 0 and export with python -m bluelm_jax.convert")
@@ -105,8 +102,15 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
     batches.set_state(data_state)
   clock.mark("restore")
   last = min(config.steps, stop_after or config.steps)
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step_fn = jit_step(config, model, tx, shardings)
+  several = None
+  if accumulate.most(config.data.accumulate) > 1:
+    several = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
+  put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
   try:
-    _train(config, model, tx, mesh, state, teacher, batches, spec, checkpoints, workdir, last, life, clock)
+    with jax.set_mesh(mesh):
+      loop.train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock)
   finally:
     life.beat(0)
     checkpoints.close()
@@ -115,93 +119,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if first:
     print(f"{config.name}: {goodput.line([workdir])}", file=sys.stderr)
   if last == config.steps:
-    _export(config, workdir, last)
-
-
-def _train(config, model, tx, mesh, state, teacher, batches, spec, checkpoints, workdir, last, life, clock):
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  step_fn = jit_step(config, model, tx, shardings)
-  if accumulate.most(config.data.accumulate) > 1:
-    programs = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
-  put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
-  step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
-  clock.write(step)
-  with jax.set_mesh(mesh), preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
-    while step < last:
-      count = accumulate.batches(config.data.accumulate, step)
-      waits.append(0.0)
-      for _ in range(count):
-        clock.mark("steps")
-        batch = next(batches, None)
-        waits[-1] += clock.mark("input")
-        if batch is None:
-          checkpoints.save(state, batches.get_state())
-          raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
-        batch = put(batch)
-        if count == 1:
-          state, values = step_fn(state, batch, teacher)
-        else:
-          sums = programs.add(state, programs.start(state, batch, teacher) if sums is None else sums, batch, teacher)
-      if count > 1:
-        state, sums, values = programs.apply(state, sums)
-      step += 1
-      pending.append({**values, "batches": count})
-      if (count == 1) not in compiled:  # now it is; leave it out of the rates
-        clock.mark("compile")
-        jax.block_until_ready(state.step)
-        metrics.start(step)
-        compiled.add(count == 1)
-      life.beat(step)
-      leave = asked(step)
-      export = config.export_every and step % config.export_every == 0
-      if step % config.log_every == 0 or step == last or leave:
-        beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
-        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
-        pending, waits = [], []
-        clock.mark("steps")
-        clock.write(step)
-      if step % config.checkpoint_every == 0 or step == last or leave or export:
-        _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
-        clock.mark("steps")
-        checkpoints.save(state, batches.get_state())
-        clock.mark("checkpoint")
-        clock.write(step)
-      if leave or export:
-        life.beat(0)  # the next takes a while
-        checkpoints.wait()
-        clock.mark("checkpoint")
-        clock.write(step)
-      if leave:
-        raise supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
-      if export:
-        _export(config, workdir, step)
-        clock.mark("checkpoint")
-
-
-def _export(config, workdir, step) -> None:
-  """The HuggingFace form of the newest checkpoint, which is of `step`, if the config wants one and it is not there yet."""
-  output = workdir / "export" / str(step)
-  if config.export_every and not output.exists():
-    compose.export(workdir, output)
-
-
-def _log(metrics, step, values, spec, names, of_sources):
-  """Averages loss over tokens, not over steps, all and by source; beside it stands what the sources have given until now."""
-  sums = {k: np.sum([v[k] for v in values], axis=0, dtype=np.float64) for k in values[0]}
-  _refuse_broken(step, values)
-  parts = {name: total / max(sums["loss_tokens"], 1.0) for name, total in sums.items() if name.startswith("loss_parts/")}
-  by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
-  scalars = {
-      "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0),
-      **by_source, **parts, **of_sources}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
-
-
-def _refuse_broken(step, values):
-  for v in values:
-    if not np.isfinite(v["loss"]):
-      raise ValueError(f"the loss is {v['loss']} by step {step}; lower optimizer.learning_rate or raise schedule.warmup")
+    loop.export(config, workdir, last)
 
 
 def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, chat_lib.ChatFormat]:
