@@ -12,13 +12,14 @@ from bluelm_jax.data import mixture as mixture_lib
 from bluelm_jax.data import pack
 from bluelm_jax.data import sources
 from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tasks import lookup
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 
 _PROBES = 48  # examples read to learn a source's mean length
 _CAPS = ("epochs", "max_examples", "max_tokens")
 KINDS = {  # kind of source -> the keys it takes beside kind and share
-    "documents": ("path", "window", *_CAPS), "conversations": ("path", *_CAPS), "reasoning": ("styles", *_CAPS[1:]),
+    "documents": ("path", "window", *_CAPS), "conversations": ("path", *_CAPS), "reasoning": ("styles", *_CAPS[1:]), "lookup": ("path", "lengths", "notes", *_CAPS),
     "screens": ("path", "tasks", "turns", *_CAPS), "screen_labels": ("path", *_CAPS)}
 _OPTIONAL = ("window", *_CAPS)
 _WEIGHTS = {"styles": reasoning.STYLES, "tasks": screens.TASKS}  # key -> the names it may weigh
@@ -43,6 +44,8 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
     for key in ("turns", "window", *_CAPS):
       if key in config and not (isinstance(config[key], int) and config[key] >= 1):
         raise ValueError(f"{where} has {key} = {config[key]!r}; use a whole number over 0")
+    if kind == "lookup":
+      _check_lookup(where, config["lengths"], config["notes"])
     for key in set(_WEIGHTS) & set(config):
       weights = config[key]
       if not hasattr(weights, "items") or not set(weights) <= set(_WEIGHTS[key]):
@@ -51,6 +54,14 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
         raise ValueError(f"{where} has {key} whose weights are not numbers of at least 0, one of them over 0; mend them")
     if objective and (kind == "screen_labels") != (objective == "dense"):
       raise ValueError(f"{where} of kind {kind!r} does not serve objective {objective!r}; use screen_labels with dense, and the other kinds with lm or distill")
+
+
+def _check_lookup(where: str, lengths, notes) -> None:
+  whole = isinstance(lengths, (list, tuple)) and len(lengths) == 2 and all(isinstance(n, int) for n in lengths)
+  if not whole or not 1 <= lengths[0] <= lengths[1]:
+    raise ValueError(f"{where} has lengths = {lengths!r}; use (fewest, most) tokens of text, e.g. (64, 384)")
+  if not isinstance(notes, int) or not 1 <= notes <= lookup.MOST:
+    raise ValueError(f"{where} has notes = {notes!r}; use a whole number from 1 to {lookup.MOST}")
 
 
 def _check_share(where: str, share) -> None:
@@ -115,6 +126,8 @@ def _source(config, chat, length, seed, index) -> sources.Source:
     return sources.reasoning_text(dict(config["styles"]), *rest)
   if kind == "documents":
     return sources.documents(config["path"], chat, min(config.get("window", length), length), seed, index)
+  if kind == "lookup":
+    return sources.lookups(config["path"], chat, tuple(config["lengths"]), config["notes"], seed, index)
   if kind == "conversations":
     return sources.conversations(config["path"], *rest)
   if kind == "screens":

@@ -14,6 +14,7 @@ from bluelm_jax.data import images
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.sample import Sample
+from bluelm_jax.data.tasks import lookup
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 from bluelm_jax.data.tokenizer import Tokenizer
@@ -195,6 +196,28 @@ def reasoning_text(styles: dict[str, float], chat: ChatFormat, seed: int, source
     return chat.example(reasoning.conversation(reasoning.make(rng), names[rng.choice(len(names), p=weights)]), source)
 
   return Source(grain.MapDataset.range(1 << 40).seed(seed).random_map(build), None)
+
+
+def lookups(paths, chat: ChatFormat, lengths: tuple[int, int], notes: int, seed: int, source: int) -> Source:
+  """Conversations about notes in documents, which are joined to `lengths` (from, to) tokens of text."""
+  records = Records(paths)
+
+  def build(sample, rng) -> Example:
+    text = joined_text(records, sample, chat.tokenizer, int(rng.integers(lengths[0], lengths[1] + 1)), rng)
+    return chat.example(lookup.conversation(text, notes, sample.meta.get("language"), rng), source)
+
+  return _examples(paths, build, seed, source)
+
+
+def joined_text(records: Records, sample: Sample, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> str:
+  """`length` tokens of text: that of a sample, then of others, drawn."""
+  ids = []
+  while len(ids) < length:
+    if not sample.text:
+      raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
+    ids += tokenizer.encode(sample.text + "\n")
+    sample = records[int(rng.integers(len(records)))]
+  return tokenizer.decode(ids[:length]).rstrip("\ufffd")  # a character may have been cut
 
 
 def screen_tasks(paths, tasks: dict[str, float], turns: int, chat: ChatFormat, seed: int, source: int) -> Source:

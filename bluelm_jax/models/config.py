@@ -135,6 +135,18 @@ def with_execution(config, **fields):
   return dataclasses.replace(config, **{name: value for name, value in fields.items() if name in own}, **inner)
 
 
+def stretched(config, factor: float):
+  """The config with its decoder's context `factor` times as long by YaRN (arXiv 2309.00071), counted from before any YaRN."""
+  if isinstance(config, BlueLMConfig):
+    return dataclasses.replace(config, decoder=stretched(config.decoder, factor))
+  scaling = config.rope_scaling
+  if scaling is not None and scaling.kind != "yarn":
+    raise ValueError(f"yarn cannot stretch a model whose RoPE is scaled by {scaling.kind!r}; set yarn = 1")
+  original = scaling.original_context if scaling else config.context
+  scaling = dataclasses.replace(scaling, factor=factor) if scaling else RopeScaling("yarn", factor, original)
+  return dataclasses.replace(config, context=round(factor * original), rope_scaling=scaling)
+
+
 def same_weights(a, b) -> bool:
   """Whether a checkpoint of one config serves the other."""
   plain = dict(scan_layers=True, remat="none", attention="auto", context_parallel="ring", dtype="float32")

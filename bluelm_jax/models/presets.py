@@ -5,9 +5,6 @@ The paper publishes no dimensions of BlueLM-2.5-3B's language model: those of `b
 is SigLIP2 so400m-patch14-384) and so that the student's widths are sub-selections of the teacher's.
 """
 
-import dataclasses
-
-from bluelm_jax.kernels.rotary import RopeScaling
 from bluelm_jax.models.config import AdapterConfig
 from bluelm_jax.models.config import AnyResConfig
 from bluelm_jax.models.config import BlueLMConfig
@@ -28,13 +25,6 @@ def bluelm_2_5_3b() -> BlueLMConfig:
       mlp_dim=7296, context=4096, tie_embeddings=True, dtype="bfloat16", remat="full")
   return BlueLMConfig(
       vision=siglip2_so400m(), adapter=AdapterConfig(), decoder=decoder, anyres=AnyResConfig(tile_size=378))
-
-
-def bluelm_2_5_3b_32k() -> BlueLMConfig:
-  """The 3 B model after its context grew from 4K to 32K by YaRN (its settings are ours; the paper gives none)."""
-  base = bluelm_2_5_3b()
-  scaling = RopeScaling("yarn", factor=8.0, original_context=4096)
-  return dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, context=32768, rope_scaling=scaling))
 
 
 def bluelm_7b_teacher() -> DecoderConfig:
@@ -58,7 +48,7 @@ def miniature_teacher() -> DecoderConfig:
   """A language model of which the miniature's is a sub-selection, in width and depth."""
   return DecoderConfig(
       vocab_size=1152, num_layers=4, embed_dim=192, num_heads=6, num_kv_heads=3, head_dim=32, mlp_dim=576,
-      context=1024, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
+      context=512, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
 
 
 def miniature() -> BlueLMConfig:
@@ -67,7 +57,7 @@ def miniature() -> BlueLMConfig:
       image_size=112, patch_size=8, embed_dim=96, num_layers=2, num_heads=2, mlp_dim=256, scan_layers=False)
   decoder = DecoderConfig(
       vocab_size=1152, num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384,
-      context=1024, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
+      context=512, rope_theta=100_000.0, qk_norm=True, tie_embeddings=True, scan_layers=False)
   return BlueLMConfig(
       vision=vision, adapter=AdapterConfig(tile_places=5), decoder=decoder,
       anyres=AnyResConfig(tile_size=112, max_rows=2, max_cols=2))
@@ -75,4 +65,4 @@ def miniature() -> BlueLMConfig:
 
 PRESETS = {
     f.__name__: f
-    for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_2_5_3b_32k, bluelm_7b_teacher, small, miniature_teacher, miniature)}
+    for f in (siglip2_so400m, bluelm_2_5_3b, bluelm_7b_teacher, small, miniature_teacher, miniature)}

@@ -22,6 +22,7 @@ _RULES = (
     ("positive", lambda v: 0 < v < _GREATEST,
      ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps", "distill.temperature")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
+    ("from 1 to 1024", lambda v: 1 <= v <= 1024, ("yarn",)),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, ("optimizer.b1", "optimizer.b2")),
     ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share", "data.max_bad_share", "distill.share")),
 )
@@ -42,6 +43,20 @@ def complete(config) -> None:
   if isinstance(config, dict) or "preset" not in config:  # a plain dict lacks what a ConfigDict has
     raise ValueError("this config is no stage; run a recipe with python -m bluelm_jax.recipe")
   _complete(config, defaults.stage())
+
+
+def positions(config, model_config, start) -> None:
+  """Raises ValueError where a stage would undo the YaRN of the model it starts from.
+
+  Args:
+    start: that model's configuration.
+  """
+  before = getattr(getattr(start, "decoder", start), "rope_scaling", None)
+  after = getattr(model_config, "decoder", model_config).rope_scaling
+  if before is None or before.kind != "yarn":
+    return
+  if after is None or after.original_context != before.original_context or after.factor < before.factor:
+    raise ValueError(f"init_from {config.init_from} was stretched {before.factor:g} times by YaRN, this stage's model {after.factor if after else 1:g} times; set yarn = {before.factor:g}, or more")
 
 
 def _complete(config, like, prefix=""):
@@ -73,6 +88,8 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError("name is empty; call the stage something")
   if tokenizer.vocab_size > decoder.vocab_size:
     raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {model} {decoder.vocab_size}; use a matching tokenizer")
+  if config.init_vision and not (config.init_from and decoder is not model_config):
+    raise ValueError(f"init_vision is set, but {model} has no vision tower, or init_from is empty; compose a BlueLM with python -m bluelm_jax.convert")
   if config.data.length > decoder.context:
     raise ValueError(f"data.length {config.data.length} exceeds the context of {model}, {decoder.context}; lower it")
   if config.layout not in layouts.LAYOUTS:
@@ -99,6 +116,8 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError("schedule.continues is set, but only a recipe counts the steps before; set schedule.offset instead")
   accumulate.check(config.data.accumulate)
   for name, f in config.optimizer.lr_factors.items():
-    if not isinstance(f, ConfigDict) or set(f) != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:
-      raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else")
+    if not isinstance(f, ConfigDict) or set(f) - {"layer_decay"} != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:
+      raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else but a layer_decay")
+    if not isinstance(f.get("layer_decay", 1.0), (int, float)) or not 0 < f.get("layer_decay", 1.0) <= 1:
+      raise ValueError(f"optimizer.lr_factors.{name}.layer_decay {f.layer_decay!r} must be above 0 and at most 1")
   loader.check(config.data.sources, config.objective)

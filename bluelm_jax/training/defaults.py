@@ -12,9 +12,11 @@ def stage() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.name = config_dict.placeholder(str)  # the stage's name in logs
   c.preset = config_dict.placeholder(str)  # a name of models.presets; "" takes the model and tokenizer of init_from
+  c.yarn = 1.0  # YaRN stretches the context to this many times the preset's; with preset "", to so many times that of init_from before any YaRN, and 1 leaves it
   c.seed = 0
   c.steps = 1000  # of training; batches of calibration where the objective is "prune"
   c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights. A recipe sets it after its first stage
+  c.init_vision = ""  # a checkpoint of a vision tower alone, whose weights go before those of init_from; "" takes none
   # "lm" predicts the next token, "dense" trains visual tokens to name what they show, "distill" follows a teacher, too;
   # "prune" trains nothing and cuts the model of init_from down to the preset.
   c.objective = "lm"
@@ -46,7 +48,7 @@ def stage() -> ml_collections.ConfigDict:
   c.optimizer.decayed = ()  # regular expressions over parameter paths; () is all matrices, with "muon" those that Muon updates
   c.optimizer.moment_dtype = ""  # "bfloat16" or "float32", of all moments; "" is the parameters'
   c.optimizer.clip_norm = 1.0
-  c.optimizer.lr_factors = ml_collections.ConfigDict()  # name -> {"path": regex, "factor": number}
+  c.optimizer.lr_factors = ml_collections.ConfigDict()  # name -> {"path": regex, "factor": number}, and "layer_decay" for rates that fall towards the input
   c.schedule = ml_collections.ConfigDict()
   c.schedule.kind = "wsd"  # "constant", "cosine", "linear", "wsd" (warm-up, stable, decay) or "multistep" (down at 80 % and 90 %)
   c.schedule.warmup = 50  # steps
@@ -94,9 +96,16 @@ def module(path):
 
 
 def recipe(file: str, stages: tuple[str, ...], size: str) -> ml_collections.ConfigDict:
-  """Whole stage configs by name, from the `stages/` folder beside the recipe's own, their order, and "evaluation"."""
+  """Whole stage configs by name, from the `stages/` folder beside the recipe's own, their order and starts, and "evaluation".
+
+  Args:
+    stages: names of files; or "name=file" or "name=file:argument", where a file serves several stages or wants another argument than `size`.
+  """
   folder = pathlib.Path(file).absolute().parents[1] / "stages"
-  c = ml_collections.ConfigDict({"order": stages, "stages": {}, "evaluation": {}})  # a ConfigDict sorts its keys
-  for name in stages:
-    c.stages[name] = load(f"{folder}/{name}.py:{size}")
+  split = [(name, *(found or name).partition(":")[::2]) for name, _, found in (s.partition("=") for s in stages)]
+  c = ml_collections.ConfigDict({"order": tuple(name for name, _, _ in split), "stages": {}, "evaluation": {}})  # a ConfigDict sorts its keys
+  c.starts = ml_collections.ConfigDict()  # stage -> the earlier stage it starts from, "" for random weights; others start from the stage before
+  for name, stem, argument in split:
+    c.stages[name] = load(f"{folder}/{stem}.py:{argument or size}")
+    c.stages[name].name = name
   return c

@@ -12,6 +12,9 @@ from bluelm_jax.training import muon
 from bluelm_jax.training import schedules
 
 
+_LAYERS = "/layers/"
+
+
 def paths(tree) -> dict[str, jax.Array]:
   """Flat {"decoder/layers/mlp/up": leaf}."""
   return flax.traverse_util.flatten_dict(tree, sep="/")
@@ -65,13 +68,37 @@ def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransfo
   if o.moment_dtype:
     update = _moments_in(o.moment_dtype, update)
 
-  factors = [(f["path"], f["factor"]) for f in o.lr_factors.values()]
-
   def scale(updates, params=None):
     del params
-    return {p: u * next((f for pattern, f in factors if re.fullmatch(pattern, p)), 1.0) for p, u in updates.items()}
+    depths = {_tower(p): u.shape[0] for p, u in updates.items() if _LAYERS in p}
+    return {p: u * lr_factor(o, p, u.ndim, depths.get(_tower(p), 0)) for p, u in updates.items()}
 
   return optax.chain(optax.clip_by_global_norm(o.clip_norm), update, optax.stateless(scale))
+
+
+def _tower(path: str) -> str:
+  return path.partition("/")[0]
+
+
+def lr_factor(o, path: str, ndim: int = 1, depth: int = 0):
+  """What `o.lr_factors` multiply a parameter's learning rate with: those of the first entry whose path matches.
+
+  With layer_decay d, layer l of L has d^(L - 1 - l) of it, what comes before the layers d^L, what comes after all of
+  it, as in BEiT (arXiv 2106.08254).
+
+  Args:
+    ndim, depth: axes of the parameter, and layers of its tower, along axis 0 where the path names them.
+
+  Returns:
+    a number, or for parameters of layers float32 [depth, 1, ...].
+  """
+  found = next((f for f in o.lr_factors.values() if re.fullmatch(f["path"], path)), None)
+  if found is None:
+    return 1.0
+  decay = found.get("layer_decay", 1.0)
+  if _LAYERS in path:
+    return found["factor"] * jnp.float32(decay) ** jnp.arange(depth - 1, -1, -1).reshape(-1, *[1] * (ndim - 1))
+  return found["factor"] * (1.0 if "/final_norm" in path or not depth else decay**depth)
 
 
 def _decays(o, path: str, value) -> bool:

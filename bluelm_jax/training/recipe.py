@@ -24,18 +24,25 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
   reference = config.get("evaluation", {}).get("before", config.order[0])
   if reference not in config.order:
     raise ValueError(f"evaluation.before = {reference!r} is no stage of the order; use {', '.join(config.order)}")
-  found, before = [], ""
+  for name in set(config.starts) - set(config.order):
+    raise ValueError(f"starts.{name} names no stage of the order; use {', '.join(config.order)}")
+  found, directories, line = [], {}, []
   for number, name in enumerate(config.order):
     stage_config = config.stages[name].copy_and_resolve_references()
-    if before and stage_config.init_from:
-      raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from the stage before; empty it, or run the stage with python -m bluelm_jax.train")
-    if before:
-      stage_config.init_from = before
-    directories = {n: d for n, d, _ in found}
+    start = config.starts.get(name, config.order[number - 1] if number else "")
+    if start and start not in directories:
+      raise ValueError(f"starts.{name} = {start!r} is no stage before it; use '' for random weights, or one of {', '.join(directories)}")
+    if stage_config.init_from and (start or name in config.starts):
+      raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from {start or 'random weights'}; empty it, or run the stage with python -m bluelm_jax.train")
+    stage_config.init_from = directories.get(start, stage_config.init_from)
     stage_config.distill.teacher = directories.get(stage_config.distill.teacher, stage_config.distill.teacher)
-    before = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
-    found.append((name, before, stage_config))
-  schedules.join([(name, stage_config) for name, _, stage_config in found])
+    directories[name] = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
+    found.append((name, directories[name], stage_config))
+    if name not in config.starts:
+      line.append((name, stage_config))
+    elif stage_config.schedule.continues:
+      raise ValueError(f"stages.{name}.schedule.continues is set, but {name} does not start from the stage before; set schedule.offset and horizon instead")
+  schedules.join(line)
   return found
 
 
@@ -76,10 +83,10 @@ def finished(directory) -> bool:
 
 def _check(found) -> None:
   """Raises ValueError where a stage was trained with another config, or from a run that is there no more."""
-  fresh = None
+  fresh = {}
   for name, directory, stage_config in found:
     if record.latest_step(directory) is None:
-      fresh = name
-    elif fresh:
-      raise ValueError(f"{directory} started from an earlier run of {fresh}, which is to be trained anew; remove {directory} too, or choose another --workdir")
+      fresh[directory] = name
+    elif before := fresh.get(stage_config.init_from) or fresh.get(stage_config.distill.teacher):
+      raise ValueError(f"{directory} started from an earlier run of {before}, which is to be trained anew; remove {directory} too, or choose another --workdir")
     record.check(directory, stage_config)

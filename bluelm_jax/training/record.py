@@ -12,7 +12,7 @@ from bluelm_jax.interop import load
 from bluelm_jax.training import defaults
 
 FILE_NAME = "stage.json"
-_ORIGINS = {"init_from": ("start", "started from"), "distill.teacher": ("teacher", "was taught by")}  # keys that name runs
+_ORIGINS = {"init_from": ("start", "started from"), "init_vision": ("vision", "took its vision tower from"), "distill.teacher": ("teacher", "was taught by")}  # keys that name runs
 # How a stage is computed, printed and saved; what it learns does not depend on these.
 _FREE = (
     "name", "mesh", "zero", "layout", "execution", "loss_chunks", "log_every", "checkpoint_every", "keep", "keep_every", "export_every",
@@ -30,7 +30,7 @@ def check(workdir, config) -> None:
   if latest_step(workdir) is None or not file.exists():
     return
   try:
-    stored = {"teacher": "", **json.loads(file.read_text())}
+    stored = {"vision": "", "teacher": "", **json.loads(file.read_text())}
     # A run begun before a key was there had what is now its default.
     old = {**_flat(defaults.stage().to_dict()), **_flat(stored["config"])}
     origins = {key: stored[name] for key, (name, _) in _ORIGINS.items()}
@@ -52,7 +52,7 @@ def write(workdir, config) -> None:
   file = pathlib.Path(workdir) / FILE_NAME
   if file.exists() and latest_step(workdir) is not None:
     return
-  origins = {"start": _run(config.init_from), "teacher": _run(config.distill.teacher)}
+  origins = {"start": _run(config.init_from), "vision": _run(config.init_vision), "teacher": _run(config.distill.teacher)}
   values = {"run": uuid.uuid4().hex, **origins, "config": config.to_dict()}
   temporary = file.with_suffix(".tmp")
   temporary.write_text(json.dumps(values, indent=1))

@@ -68,6 +68,8 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   shipped, end_ids = (source / "tokenizer.json", hf_config.end_ids(source)) if source else (ASSET, ())
   tokenizer = Tokenizer(config.tokenizer or shipped, end_ids)
   checks.values(config, model_config, tokenizer)
+  if config.init_from and before is None:
+    checks.positions(config, model_config, load.description(config.init_from))
   if before is not None and not config_lib.same_weights(serialize.load(workdir), model_config):
     raise ValueError(f"{workdir} holds a checkpoint of another preset; choose another --workdir or the old preset")
   record.check(workdir, config)
@@ -174,6 +176,8 @@ def described_model(config, source=None):
     raise ValueError(f"preset {config.preset!r} is unknown; use {', '.join(presets.PRESETS)}, or '' for the model of init_from")
   if isinstance(model_config, config_lib.VisionConfig):
     raise ValueError(f"{f'preset {config.preset!r}' if config.preset else config.init_from} is a vision tower and predicts no tokens; use a language model or a BlueLM")
+  if config.yarn != 1:
+    model_config = config_lib.stretched(model_config, config.yarn)
   return config_lib.with_execution(model_config, **{k: v for k, v in config.execution.items() if v})
 
 
@@ -247,12 +251,13 @@ def abstract_state(config, model, tx, mesh):
 def _initial_state(config, model, tx, mesh, from_file: bool) -> state_lib.TrainState:
   """Random or loaded parameters, placed on the mesh."""
   create, _, shardings = abstract_state(config, model, tx, mesh)
-  key = jax.random.key(config.seed)
-  if config.init_from and from_file:
-    params = load.load_params(config.init_from, model.config)
-    placed = optimizer_lib.merge(shardings.trainable, shardings.frozen)
-    return jax.jit(create, out_shardings=shardings)(key, jax.device_put(params, placed))
-  return jax.jit(create, out_shardings=shardings)(key)
+  make = functools.partial(jax.jit(create, out_shardings=shardings), jax.random.key(config.seed))
+  if not from_file or not config.init_from:
+    return make()
+  params = load.load_params(config.init_from, model.config)
+  if config.init_vision:
+    params["vision"] = load.load_params(config.init_vision, model.config.vision)
+  return make(jax.device_put(params, optimizer_lib.merge(shardings.trainable, shardings.frozen)))
 
 
 def _state_shardings(shapes, flat: dict, replicated):

@@ -1,12 +1,20 @@
 """Adapter alignment: captions and element lists of screens, vision tower and language model frozen.
 
   python -m bluelm_jax.train --config=configs/stages/adapter.py:miniature --workdir=/tmp/adapter --config.init_from=/tmp/text
+
+Of BlueLM-2.5-3B 2.5 M pairs are published, and what is frozen; rate and batch are ours. At that size the
+vision tower is SigLIP2's, a HuggingFace directory: --config.init_vision; and the pairs are yours, under data/.
 """
 
 from bluelm_jax.training import defaults
 
 
+SIZES = ("miniature", "small", "bluelm_2_5_3b")
+
+
 def get_config(size: str = "miniature"):
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
   c = defaults.stage()
   c.name, c.preset = "adapter", size
   c.data.rows, c.data.length, c.data.tile_slots = 4, 384, 8
@@ -19,4 +27,13 @@ def get_config(size: str = "miniature"):
   c.schedule.warmup = 10
   defaults.fill(
       c.data.sources, screens=dict(kind="screens", path="assets/screens-train.array_record", share=1.0, turns=2, tasks=dict(caption=0.5, list=0.5)))
+  if size == "bluelm_2_5_3b":
+    c.data.rows, c.data.length, c.data.tile_slots = 512, 4096, 2 * 16  # sixteen tiles a row
+    c.mesh.update(data=16, fsdp=16)
+    c.steps = 1000  # at 800 tokens a pair
+    c.loss_chunks = 8
+    c.optimizer.learning_rate, c.schedule.warmup = 1e-3, 100
+    c.schedule.kind = "cosine"
+    c.data.sources = {}
+    defaults.fill(c.data.sources, pairs=dict(kind="conversations", path="data/adapter/*.array_record", share=1.0))
   return c

@@ -26,6 +26,7 @@ def get_config(size: str = "miniature"):
   if size == "bluelm_2_5_3b":
     c.preset = "bluelm_7b_teacher"
     c.data.rows, c.data.length = 2304, 4096
+    c.mesh.update(data=16, fsdp=16)  # 256 chips
     c.steps = 635_783  # 6 T tokens
     c.loss_chunks = 8
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adamw", 4.2e-4, 0.1

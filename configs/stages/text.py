@@ -6,7 +6,12 @@
 from bluelm_jax.training import defaults
 
 
+SIZES = ("miniature", "small")
+
+
 def get_config(size: str = "miniature"):
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
   c = defaults.stage()
   c.name, c.preset = "text", size
   c.data.rows, c.data.length = 4, 256

@@ -9,7 +9,12 @@ who bring SigLIP2 weights leave this stage out.
 from bluelm_jax.training import defaults
 
 
+SIZES = ("miniature", "small")
+
+
 def get_config(size: str = "miniature"):
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
   c = defaults.stage()
   c.name, c.preset, c.objective = "vision", size, "dense"
   c.data.rows, c.data.length, c.data.tile_slots = 8, 392, 16

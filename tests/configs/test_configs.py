@@ -23,7 +23,7 @@ from bluelm_jax.training.precompile import topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-STAGES = [(p.stem, size) for p in sorted((ROOT / "configs/stages").glob("*.py")) for size in getattr(defaults.module(p), "SIZES", ("miniature", "small"))]
+STAGES = [(p.stem, size) for p in sorted((ROOT / "configs/stages").glob("*.py")) for size in defaults.module(p).SIZES]
 LAYOUTS = [(p.stem, layout) for p in sorted((ROOT / "configs/layouts").glob("*.py")) for layout in defaults.module(p).LAYOUTS]
 RECIPES = [p.stem for p in sorted((ROOT / "configs/recipes").glob("*.py"))]
 
