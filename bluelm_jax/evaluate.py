@@ -24,12 +24,12 @@ def main(argv):
 
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   directories = {name: pathlib.Path(d) for name, d, _ in recipe.stages(config, workdir)}
-  runner.check(config.evaluation)
+  runner.check(config.evaluation, tuple(directories))
   missing = [name for name, d in directories.items() if not recipe.finished(d)]
   if missing:
     raise ValueError(f"stage {missing[0]!r} is not finished in {workdir}; run python -m bluelm_jax.recipe first")
   process.cache_programs()
-  results = runner.evaluate(config.evaluation, directories[config.evaluation.before], list(directories.values())[-1])
+  results = runner.evaluate(config.evaluation, directories)
   report.write(results, directories, workdir)
   print(report.table(results))
   print(f"\nreport: {workdir / 'report.html'}")

@@ -31,6 +31,11 @@ def table(results) -> str:
   lines += ["", f"{'ability':<38}{'control':<36}{'ability':>8}{'control':>9}{'p':>10}"]
   for c in results.claims:
     lines.append(f"{c.ability:<38}{c.control:<36}{c.value:>8.3f}{c.control_value:>9.3f}{c.p:>10.2g}  {'SHOWN' if c.holds else 'NOT SHOWN'}")
+  if results.comparisons:
+    lines += ["", f"{'figure':<32}{'stage':<16}{'control':<16}{'stage':>8}{'control':>9}   difference, 95 % interval"]
+  for c in results.comparisons:
+    lines.append(
+        f"{c.figure:<32}{c.stage:<16}{c.control:<16}{c.value:>8.3f}{c.control_value:>9.3f}   {c.value - c.control_value:+.3f} [{c.low:+.3f}, {c.high:+.3f}] ({c.better} is better)")
   return "\n".join(lines)
 
 
@@ -39,14 +44,15 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
   curves = {name: metrics.read(d) for name, d in stage_directories.items()}
   values = {
       "figures": [dataclasses.asdict(f) for f in results.figures],
-      "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues}
+      "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues,
+      "comparisons": [dataclasses.asdict(c) for c in results.comparisons]}
   _put(output / "report.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
   _put(output / "grounding.png", cv2.imencode(".png", picture(results.points))[1].tobytes())
   parts = [
       "<!doctype html><meta charset=utf-8><title>bluelm_jax report</title>", f"<style>{_STYLE}</style><h1>bluelm_jax: what this run learned</h1>",
       "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
       "<p>Shown means: better than the control at p &lt; 0.001 on at least 300 held-out items. Held-out screens come from page layouts never seen in training.</p>",
-      _claims(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
+      _claims(results), _comparisons(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
       "</div><h2>Wall time</h2>", _goodput(stage_directories),
       "<h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
       *map(_screen, results.points[:18]), "<h2>Dialogues</h2>", *map(_dialogue, results.dialogues)]
@@ -71,6 +77,19 @@ def _claims(results):
     verdict = "<b class=ok>shown</b>" if c.holds else "<b class=no>not shown</b>"
     rows += f"<tr><td>{html.escape(c.ability)}<td>{html.escape(c.control)}<td class=n>{c.value:.3f}<td class=n>{c.control_value:.3f}<td class=n>{c.p:.2g}<td class=n>{c.n}<td>{verdict}"
   return f"<table><tr><th>ability<th>control<th>ability<th>control<th>p<th>items<th>{rows}</table>"
+
+
+def _comparisons(results):
+  if not results.comparisons:
+    return ""
+  rows = ""
+  for c in results.comparisons:
+    clear = "" if c.low <= 0 <= c.high else "ok" if (c.low > 0) == (c.better == "higher") else "no"
+    rows += (
+        f"<tr><td>{html.escape(c.figure)}<td>{html.escape(c.stage)}<td>{html.escape(c.control)}<td class=n>{c.value:.3f}<td class=n>{c.control_value:.3f}"
+        f"<td class='n {clear}'>{c.value - c.control_value:+.3f} [{c.low:+.3f}, {c.high:+.3f}]<td>{c.better}<td class=n>{c.n}")
+  heads = "<th>figure<th>stage<th>control<th>stage<th>control<th>difference<th>better<th>items"
+  return f"<h2>Stages against each other</h2><p>Differences with 95 % intervals, coloured where zero lies outside.</p><table><tr>{heads}{rows}</table>"
 
 
 def _curve(name: str, records: list[dict]) -> str:

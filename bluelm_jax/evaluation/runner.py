@@ -9,6 +9,7 @@ import numpy as np
 from bluelm_jax.data import sources
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.evaluation import grounding
+from bluelm_jax.evaluation import stages
 from bluelm_jax.evaluation import statistics
 from bluelm_jax.evaluation import text
 from bluelm_jax.inference.conversation import Speaker
@@ -17,7 +18,7 @@ P_MAX = 0.001
 MIN_ITEMS = 300
 _FEWEST = {"grounding_items": 1, "reasoning_items": len(reasoning.LENGTHS), "screen_items": 1}  # one of each task
 _MOST = 10_000
-_KEYS = ("before", "text", "screens", *_FEWEST, "seed")
+_KEYS = ("before", "after", "text", "screens", *_FEWEST, "seed", "comparisons")
 
 
 @dataclasses.dataclass
@@ -53,10 +54,11 @@ class Results:
   claims: list[Claim] = dataclasses.field(default_factory=list)
   points: list[dict] = dataclasses.field(default_factory=list)  # for the gallery
   dialogues: list[dict] = dataclasses.field(default_factory=list)
+  comparisons: list[stages.Comparison] = dataclasses.field(default_factory=list)
 
 
-def check(config) -> None:
-  """Raises ValueError on a recipe's `evaluation` that cannot be run."""
+def check(config, order) -> None:
+  """Raises ValueError on a recipe's `evaluation` that cannot be run; `order` names its stages."""
   for key in (*sorted(set(config) - set(_KEYS)), *_KEYS):
     if key not in _KEYS or key not in config:
       raise ValueError(f"evaluation has {'no' if key in _KEYS else 'an unknown'} key {key!r}; its keys are {', '.join(_KEYS)}")
@@ -65,20 +67,24 @@ def check(config) -> None:
       raise ValueError(f"evaluation.{key} = {config[key]!r}; use a whole number from {fewest} to {_MOST}")
   if not isinstance(config.seed, int) or config.seed < 0:
     raise ValueError(f"evaluation.seed = {config.seed!r}; use a whole number of at least 0")
+  if config.after not in order:
+    raise ValueError(f"evaluation.after = {config.after!r} is no stage of the order; use {', '.join(order)}")
+  stages.check(config.comparisons, order)
   for key in ("text", "screens"):
     sources.read_shard(config[key])
 
 
-def evaluate(config, before: pathlib.Path, after: pathlib.Path) -> Results:
-  """Figures of the checkpoint `after`; `before` is the text stage, for bits per byte.
+def evaluate(config, directories: dict[str, pathlib.Path]) -> Results:
+  """Figures of the stage `config.after`, bits per byte also of `config.before`, and stages against each other.
 
   Args:
-    config: a recipe's `evaluation`: text, screens (shard paths), grounding_items, reasoning_items,
-      screen_items, seed.
+    config: a recipe's `evaluation`: before, after (stages), text, screens (shard paths), grounding_items, reasoning_items,
+      screen_items, seed, comparisons (see `stages`).
+    directories: of the recipe's stages, by name.
   """
   results = Results()
-  for name, directory in (("before images", before), ("after all stages", after)):
-    speaker = Speaker(directory)
+  for name, stage in (("before images", config.before), ("after all stages", config.after)):
+    speaker = Speaker(directories[stage])
     for language, sums in text.bits_per_byte(speaker.generator.model, speaker.generator.params, speaker.chat, config.text).items():
       _bits(results, f"bits per byte, {language}, {name}", sums)
     _say("text", results.figures[-2:])
@@ -86,6 +92,7 @@ def evaluate(config, before: pathlib.Path, after: pathlib.Path) -> Results:
   _grounding(results, parts, config)
   _reasoning(results, parts, config)
   _screens(results, parts, config)
+  results.comparisons += stages.compare(config, directories)
   return results
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from bluelm_jax.data import pack
 from bluelm_jax.data import sources
+from bluelm_jax.data.tasks import lookup
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.evaluation.grounding import replies
 from bluelm_jax.evaluation.grounding import VAIN_DRAWS
@@ -56,3 +57,26 @@ def reason(generator, chat, tokenizer, asked: list[reasoning.Problem], style: st
   """Replies; `style` is "long", "short" or "none" (the switch is off)."""
   prompts = [chat.prompt(reasoning.conversation(p, style)[:1], thinking=style != "none") for p in asked]
   return replies(generator, tokenizer, prompts, Options(max_tokens=8 if style == "none" else 88), rows, 96)
+
+
+def look_up(model, params, chat, path: str, length: int, documents: int, notes: int, seed: int) -> np.ndarray:
+  """Whether each note of each text is found: all tokens of its answer come first, those before given; float [documents, notes].
+
+  The model is run at positions it may not have been made for: its context is not looked at.
+
+  Args:
+    length: tokens of text.
+  """
+  records, rng = sources.Records(path), np.random.default_rng(seed)
+  predict = jax.jit(lambda p, b: jnp.argmax(losses.apply_batch(model, p, b), -1))
+  spec = pack.PackSpec(1, -(-(length + notes * lookup.MOST_TOKENS) // 128) * 128, tile_size=chat.anyres.tile_size if chat.anyres else 1)
+  found = np.zeros((documents, notes))
+  for i in range(documents):
+    sample = records[int(rng.integers(len(records)))]
+    text = sources.joined_text(records, sample, chat.tokenizer, length, rng)
+    example = chat.example(lookup.conversation(text, notes, sample.meta.get("language"), rng))
+    said = np.asarray(predict(params, pack.lay_out([[example]], pack.empty(spec), 1)))[0, : len(example.tokens)]
+    spoken = example.loss_weights > 0
+    answer = np.cumsum(np.diff(spoken, prepend=False) & spoken) - 1  # which answer a token belongs to
+    found[i] = [bool((said == example.targets)[spoken & (answer == k)].all()) for k in range(notes)]
+  return found

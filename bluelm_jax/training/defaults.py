@@ -98,6 +98,9 @@ def module(path):
 def recipe(file: str, stages: tuple[str, ...], size: str) -> ml_collections.ConfigDict:
   """Whole stage configs by name, from the `stages/` folder beside the recipe's own, their order and starts, and "evaluation".
 
+  `evaluation` is for the evaluate door; its `before` and `after` are the stages whose figures are shown, `comparisons`
+  sets stages against each other (see evaluation.stages).
+
   Args:
     stages: names of files; or "name=file" or "name=file:argument", where a file serves several stages or wants another argument than `size`.
   """

@@ -17,7 +17,7 @@ def get_config(layout: str = "v5p_256"):
   if layout not in LAYOUTS:
     raise ValueError(f"layout {layout!r} is unknown; use {', '.join(LAYOUTS)}")
   c = defaults.stage()
-  c.name, c.preset = f"long_32k_{layout}", "bluelm_2_5_3b_32k"
+  c.name, c.preset, c.yarn = f"long_32k_{layout}", "bluelm_2_5_3b", 8.0
   c.data.rows, c.data.length = LAYOUTS[layout]["rows"], 32768
   c.mesh.update(LAYOUTS[layout]["mesh"])
   c.data.tile_slots = 32 * c.data.rows // (c.mesh.data * c.mesh.fsdp)  # a fifth of the tokens: most data is long text

@@ -10,7 +10,7 @@ from bluelm_jax.training import defaults
 def get_config():
   c = defaults.recipe(__file__, ("text", "vision", "adapter", "joint", "sft"), "miniature")
   c.evaluation.update(
-      before="text",  # the stage whose bits per byte stand against the last one's
+      before="text", after="sft", comparisons=(),
       text="assets/text-test.array_record", screens="assets/screens-test.array_record",
       grounding_items=420, reasoning_items=400, screen_items=600, seed=2026)
   return c

@@ -35,5 +35,9 @@ def get_config():
 
   c.evaluation.update(
       before="text_sft", after="sft", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
-      grounding_items=420, reasoning_items=400, screen_items=600, seed=2026)
+      grounding_items=420, reasoning_items=400, screen_items=600, seed=2026,
+      comparisons=(
+          ("text", "distil_decay", "scratch_decay"), ("text", "joint", "text_sft"), ("text", "joint_no_text", "text_sft"),
+          ("text", "joint", "joint_no_text"), ("reasoning", "reasoning", "joint"), ("reasoning", "reasoning", "joint_longer"),
+          ("lookup", "decay_2k", "reasoning"), ("lookup", "decay_2k", "decay_short")))
   return c

@@ -10,6 +10,6 @@ from bluelm_jax.training import defaults
 def get_config():
   c = defaults.recipe(__file__, ("text", "vision", "adapter", "joint", "sft"), "small")
   c.evaluation.update(
-      before="text", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
+      before="text", after="sft", comparisons=(), text="assets/text-test.array_record", screens="assets/screens-test.array_record",
       grounding_items=600, reasoning_items=400, screen_items=600, seed=2026)
   return c

@@ -1,6 +1,7 @@
 """What a data source refuses: keys, values, and files that hold something else."""
 
 import dataclasses
+import re
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from bluelm_jax.data import loader
 from bluelm_jax.data import sample
 from bluelm_jax.data import sources
 from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tasks import lookup
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import presets
 
@@ -19,7 +21,7 @@ GOOD = {
     "conversations": dict(kind="conversations", path=TEXT, share=0.5),  # the package ships none
     "documents": dict(kind="documents", path=TEXT, share=0.5, window=64), "reasoning": dict(kind="reasoning", share=1, styles=dict(long=1.0)),
     "screens": dict(kind="screens", path=SCREENS, share=0.5, turns=1, tasks=dict(caption=1.0, list=0)),
-    "screen_labels": dict(kind="screen_labels", path=SCREENS, share=0.5)}
+    "screen_labels": dict(kind="screen_labels", path=SCREENS, share=0.5), "lookup": dict(kind="lookup", path=TEXT, share=0.5, lengths=(40, 90), notes=4)}
 
 
 def refusal(config, vision=True, objective=None) -> str:
@@ -58,7 +60,9 @@ def test_a_good_source_is_read(kind):
     ("conversations", {"max_examples": 1.5}, "max_examples = 1.5"), ("screens", {"max_tokens": -1}, "max_tokens = -1"), ("reasoning", {"epochs": 2}, "has an unknown key 'epochs'"),
     ("conversations", {"path": TEXT}, "is no conversation"), ("documents", {"share": ((0, 1),  (0, 2))}, "use ((step, share), ...) with rising steps, one share over 0"),
     ("documents", {"share": ((5, 1),  (0, 2))}, "rising steps"), ("documents", {"share": ((0, 0),  (5, 0))}, "one share over 0"), ("documents", {"share": ((0, "x"),)}, "rising steps"),
-    ("documents", {"share": ()}, "one share over 0"), ("documents", {"share": (0, 1)}, "rising steps")])
+    ("lookup", {"lengths": (90, 40)}, "lengths = (90, 40); use (fewest, most) tokens of text"), ("lookup", {"lengths": 90}, "lengths = 90"),
+    ("lookup", {"notes": 27}, "notes = 27; use a whole number from 1 to 26"), ("lookup", {"notes": 1.5}, "notes = 1.5"),
+    ("lookup", {"path": SCREENS}, "is without text"), ("documents", {"share": ()}, "one share over 0"), ("documents", {"share": (0, 1)}, "rising steps")])
 def test_a_bad_source_is_refused(kind, change, words):
   assert words in refusal({**GOOD[kind], **change})
 
@@ -111,3 +115,17 @@ def test_files_that_are_no_shard(tmp_path):
     records[min(bad)]
   sample.write_shard(path, [])
   assert f"{path} holds no records" in refusal({**GOOD["documents"], "path": str(path)})
+
+
+def test_notes_stand_in_the_text_and_are_asked_for():
+  chat = ChatFormat(Tokenizer(), None, 1)
+  for seed in range(5):
+    example = sources.lookups("assets/text-test.array_record", chat, (300, 300), 6, seed, 2).examples[0]
+    text = chat.tokenizer.decode(example.tokens)
+    notes = re.findall(r"\((?:note|记) ([A-Z]\d\d)\)", text)
+    answers = re.findall(r"\[\|AI\|\]:([A-Z]\d\d)", text)
+    asked = re.findall(r"\n?(?:Note|记) ([A-Z])\?\[", text)
+    assert len(set(notes)) == 6 and sorted(notes) == sorted(answers) and asked == [a[0] for a in answers]
+    spoken = chat.tokenizer.decode(example.targets[example.loss_weights > 0])
+    assert spoken == "".join(f"{a}<|endoftext|>" for a in answers) and example.source == 2
+    assert 300 <= len(example.tokens) <= 300 + 6 * lookup.MOST_TOKENS

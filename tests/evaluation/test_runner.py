@@ -1,10 +1,16 @@
 """What may be claimed, and that scorers score."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
+from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.evaluation import grounding
 from bluelm_jax.evaluation import runner
 from bluelm_jax.evaluation import text
@@ -64,14 +70,48 @@ def test_held_out_problems_are_never_trained_on():
 @pytest.mark.parametrize("change,words", [
     ({"reasoning_items": 10**9}, "evaluation.reasoning_items = 1000000000; use a whole number from 4 to 10000"),
     ({"reasoning_items": 3}, "use a whole number from 4"), ({"grounding_items": 0}, "use a whole number from 1"), ({"screen_items": -1}, "screen_items = -1"),
-    ({"seed": -1}, "evaluation.seed = -1"), ({"text": "nowhere"}, "no data at nowhere"), ({"screen": "x"}, "an unknown key 'screen'"), ({"text": None}, "no key 'text'")])
+    ({"seed": -1}, "evaluation.seed = -1"), ({"text": "nowhere"}, "no data at nowhere"), ({"screen": "x"}, "an unknown key 'screen'"), ({"text": None}, "no key 'text'"),
+    ({"after": "prose"}, "evaluation.after = 'prose' is no stage of the order; use text"),
+    ({"comparisons": (("text", "sft"),)}, "use .kind, stage, control. with a kind of text, reasoning, lookup"),
+    ({"comparisons": (("text", "sft", "prose"),)}, "evaluation.comparisons names 'prose', which is no stage of the order; use text")])
 def test_an_evaluation_is_checked_before_it_starts(change, words):
-  config = defaults.load(f"{machine.ROOT}/configs/recipes/miniature.py").evaluation
+  recipe = defaults.load(f"{machine.ROOT}/configs/recipes/miniature.py")
+  config = recipe.evaluation
   config.update(change)
   if config.text is None:
     del config.text
   with pytest.raises(ValueError, match=words):
-    runner.check(config)
+    runner.check(config, recipe.order)
+
+
+@dataclasses.dataclass
+class Copier:
+  """A language model that answers "Note K?" with the last note K it has seen within `reach` tokens."""
+
+  chat: ChatFormat
+  reach: int
+
+  def apply(self, variables, tokens, **kwargs):
+    del variables, kwargs
+    said = jax.pure_callback(self.say, jax.ShapeDtypeStruct(tokens.shape, jnp.int32), tokens)
+    return jax.nn.one_hot(said, self.chat.tokenizer.vocab_size)
+
+  def say(self, tokens):
+    out, ids = np.zeros_like(tokens), tokens[0].tolist()
+    asked = self.chat.tokenizer.special_id("[|AI|]:")
+    for at in (i for i, token in enumerate(ids) if token == asked):
+      label = ids[at - 2]
+      notes = [i for i in range(max(at - 2 - self.reach, 0), at - 2) if ids[i] == label and self.chat.tokenizer.decode(ids[i + 1 : i + 3]).isdigit()]
+      for k, token in enumerate([*ids[notes[0] : notes[0] + 3], self.chat.tokenizer.end_id] if notes else ()):
+        out[0, at + k] = token
+    return out
+
+
+def test_notes_are_found_as_far_as_a_model_reaches():
+  chat = ChatFormat(Tokenizer(), None, 1)
+  found = {reach: text.look_up(Copier(chat, reach), {}, chat, "assets/text-test.array_record", 300, 4, 5, 0) for reach in (10**6, 150, 0)}
+  assert found[10**6].shape == (4, 5) and found[10**6].all()
+  assert 0 < found[150].mean() < 1 and not found[0].any()
 
 
 def test_there_are_only_so_many_items():

@@ -55,6 +55,9 @@ def tiny(init_from):
 def test_a_composed_model_is_trained(composed, tmp_path):
   before = bluelm_jax.load_pretrained(composed)[1]
   config, workdir = tiny(composed), tmp_path / "w"
+  tower = {p: mapping.in_memory(np.full(s, 0.01, np.float32)) for p, s in load.param_shapes(VISION).items()}
+  load.save(tmp_path / "tower", VISION, tower, {})
+  config.init_vision = str(tmp_path / "tower")  # in the place of what it was composed with
   stage.run(config, workdir, stop_after=2)
   shutil.rmtree(composed)  # of no use once the stage has begun
   stage.run(config, workdir)
@@ -62,6 +65,7 @@ def test_a_composed_model_is_trained(composed, tmp_path):
   model, after = bluelm_jax.load_pretrained(workdir)
   assert model.config.decoder.embed_dim == 16 and {x.dtype.name for x in jax.tree.leaves(after)} == {"float32"}
   assert np.array_equal(after["decoder"]["embedding"], before["decoder"]["embedding"].astype(np.float32))  # frozen
+  assert all(np.all(x == np.float32(0.01)) for x in jax.tree.leaves(after["vision"]))
   assert not jax.tree.all(jax.tree.map(np.array_equal, after["adapter"], before["adapter"]))
   speaker = conversation.Speaker(workdir)
   assert speaker.tokenizer.encode("<|mine|>")[0] in speaker.tokenizer.end_ids
@@ -76,6 +80,10 @@ def test_what_a_model_without_a_preset_needs(composed, tmp_path):
   config.init_from = str(tmp_path / "vision")
   with pytest.raises(ValueError, match="vision is a vision tower"):
     stage.run(config, tmp_path / "w")
+  text = defaults.load(f"{machine.ROOT}/configs/stages/teacher.py")
+  text.init_vision = str(tmp_path / "vision")
+  with pytest.raises(ValueError, match="init_vision is set, but preset miniature_teacher has no vision tower"):
+    stage.run(text, tmp_path / "w")
   (composed / "tokenizer.json").unlink()
   with pytest.raises(ValueError, match="no tokenizer at .*composed/tokenizer.json"):
     stage.run(tiny(composed), tmp_path / "w")

@@ -122,7 +122,7 @@ def test_what_a_recipe_names_must_be_there(tmp_path):
   whole.evaluation = {}
   assert len(recipe.stages(whole, tmp_path)) == 5  # nothing to evaluate
   whole.stages.joint.init_from = "mine"
-  with pytest.raises(ValueError, match="stages.joint.init_from is set, but in a recipe joint starts from the stage before"):
+  with pytest.raises(ValueError, match="stages.joint.init_from is set, but in a recipe joint starts from adapter"):
     recipe.run(whole, tmp_path)
   whole.stages.joint.init_from, whole.stages.text.init_from = "", "mine"
   assert recipe.stages(whole, tmp_path)[0][2].init_from == "mine"  # the first stage may start from anything

@@ -9,6 +9,7 @@ from typing import Sequence
 import numpy as np
 
 MOST = len(string.ascii_uppercase)  # notes in a text
+MOST_TOKENS = 64  # of a note and its turns, whatever the tokenizer
 _NOTE = {"en": " (note {}) ", "zh": "(记 {})"}
 _ASK = {"en": "Note {}?", "zh": "记 {}?"}
 
