@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bluelm_jax.interop import hf_config
+from bluelm_jax.interop import manifest
 from bluelm_jax.interop import mapping
 from bluelm_jax.interop import safetensors_io
 from bluelm_jax.models import serialize
@@ -127,6 +128,8 @@ def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
   newest = _newest(directory)
   if newest is None:
     raise ValueError(f"{directory} has no finished checkpoint; train or convert again")
+  if problem := manifest.problem(newest.parent, _PARAMS):
+    raise ValueError(f"{newest.parent} is damaged ({problem}); remove it, and the checkpoint before it is used")
   checkpointer, newest = ocp.PyTreeCheckpointer(), newest.absolute()
   with reading(newest):
     stored = _flat(checkpointer.metadata(newest).item_metadata.tree)

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bluelm_jax.interop import load
-from bluelm_jax.training import manifest
+from bluelm_jax.interop import manifest
 from bluelm_jax.training import record
 from bluelm_jax.training.optimizer import paths
 from bluelm_jax.training.state import TrainState

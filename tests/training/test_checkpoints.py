@@ -13,7 +13,8 @@ from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import checkpoints
-from bluelm_jax.training import manifest
+from bluelm_jax.interop import load
+from bluelm_jax.interop import manifest
 from bluelm_jax.training import optimizer
 from bluelm_jax.training import stage
 from tests.training import faulty
@@ -82,6 +83,21 @@ def test_a_damaged_one_gives_way_to_the_one_before(how, words, workdir, capsys):
   assert warning.startswith("warning: checkpoint 6 is damaged") and warning.count("\n") == 1 and name in warning and words in warning
   assert "going on from 5" in warning and state.step == keeper.latest_step() == 5
   assert saved(workdir) == [3, 5] and [p.name.split("-")[0] for p in (workdir / "damaged").iterdir()] == ["6"]
+
+
+def test_a_damaged_one_is_not_loaded(workdir):
+  """What generates, or starts a next stage, reads parameters alone: their files alone must be whole."""
+  of = lambda item: max((p for p in (workdir / "checkpoints/6" / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  of("optimizer").write_bytes(b"")
+  before = load.load_pretrained(workdir)[1]
+  data = bytearray(of("params").read_bytes())
+  data[len(data) // 2] ^= 1
+  of("params").write_bytes(data)
+  with pytest.raises(ValueError, match="checkpoints/6 is damaged .*does not have its checksum.; remove it, and the checkpoint before it is used"):
+    load.load_pretrained(workdir)
+  shutil.rmtree(workdir / "checkpoints/6")
+  after = load.load_pretrained(workdir)[1]
+  assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
 def test_without_a_whole_one_nothing_is_touched(workdir):

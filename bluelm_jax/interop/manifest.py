@@ -20,11 +20,15 @@ def write(directory) -> None:
   (directory / FILE_NAME).write_text(json.dumps({"files": listed}, indent=1))
 
 
-def problem(directory) -> str | None:
-  """What is wrong with the files under `directory`; None if nothing is, or no list was written by an earlier version."""
+def problem(directory, part: str = "") -> str | None:
+  """What is wrong with the files under `directory`; None if nothing is, or no list was written by an earlier version.
+
+  Args:
+    part: a folder of it, whose files alone are looked at.
+  """
   directory = pathlib.Path(directory)
   try:
-    listed = [(directory / f["path"], f["size"], f["crc32"]) for f in json.loads((directory / FILE_NAME).read_text())["files"]]
+    listed = [(directory / f["path"], f["size"], f["crc32"]) for f in json.loads((directory / FILE_NAME).read_text())["files"] if f["path"].startswith(part)]
   except FileNotFoundError:
     return None
   except (ValueError, KeyError, TypeError):
