@@ -49,7 +49,7 @@ def merge(trainable: dict, frozen: dict):
 def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransformation:
   """AdamW or a Muon over a flat {path: array} dict, with clipping and per-path learning-rate factors."""
   o = config
-  schedule = schedules.make(schedule_config, o.learning_rate, steps)
+  schedule = _schedule(o, schedule_config, steps, "adam")
   decays = lambda params: muon.by_path(functools.partial(_decays, o), params)
   # Beside optax's Muon its AdamW has Nesterov's momentum too, as in optax.contrib.muon.
   adamw = optax.adamw(schedule, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decays, nesterov=o.name == "muon")
@@ -57,21 +57,40 @@ def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransfo
     update = adamw
   elif o.name in ("muon", "moonlight"):
     direction = muon.jordan(o.eps) if o.name == "muon" else muon.moonlight()
-    rate = schedules.make(schedule_config, o.muon_learning_rate, steps) if o.name == "muon" else schedule
+    rate = _schedule(o, schedule_config, steps, "muon")
     matrices = optax.chain(direction, optax.add_decayed_weights(o.weight_decay, decays), optax.scale_by_learning_rate(rate))
-    update = optax.partition({"muon": matrices, "adam": adamw}, lambda params: {p: "muon" if muon.axes(p) else "adam" for p in params})
+    update = optax.partition({"muon": matrices, "adam": adamw}, lambda params: {p: _kind(o, p) for p in params})
   else:
     raise ValueError(f"optimizer {o.name!r} is unknown; use adamw, muon or moonlight")
   if o.moment_dtype:
     update = _moments_in(o.moment_dtype, update)
 
-  factors = [(f["path"], f["factor"]) for f in o.lr_factors.values()]
-
   def scale(updates, params=None):
     del params
-    return {p: u * next((f for pattern, f in factors if re.fullmatch(pattern, p)), 1.0) for p, u in updates.items()}
+    return {p: u * _factor(o, p)[1] for p, u in updates.items()}
 
   return optax.chain(optax.clip_by_global_norm(o.clip_norm), update, optax.stateless(scale))
+
+
+def rates(config, schedule_config, steps: int, paths) -> dict[str, optax.Schedule]:
+  """step -> learning rate of every group of these paths that has its own: "adam", "muon/vision" with a factor of that name, ..."""
+  groups = {(_kind(config, p), *_factor(config, p)) for p in paths}
+  scaled = lambda kind, factor: lambda step: factor * _schedule(config, schedule_config, steps, kind)(step)
+  return {"/".join(filter(None, (kind, name))): scaled(kind, factor) for kind, name, factor in sorted(groups)}
+
+
+def _kind(o, path: str) -> str:
+  """Which optimizer updates a parameter."""
+  return "muon" if o.name != "adamw" and muon.axes(path) else "adam"
+
+
+def _schedule(o, schedule_config, steps: int, kind: str) -> optax.Schedule:
+  return schedules.make(schedule_config, o.muon_learning_rate if (o.name, kind) == ("muon", "muon") else o.learning_rate, steps)
+
+
+def _factor(o, path: str) -> tuple[str, float]:
+  """(name, learning-rate factor) of a parameter: those of the first pattern that matches it, or none."""
+  return next(((name, f["factor"]) for name, f in o.lr_factors.items() if re.fullmatch(f["path"], path)), ("", 1.0))
 
 
 def _decays(o, path: str, value) -> bool:
