@@ -78,7 +78,7 @@ def _of_tokens(module, args, out) -> dict[str, jax.Array]:
   if isinstance(module, layers.RMSNorm) and module.name in _NORMS:
     squares = wide(args[0]) ** 2
     return {"size": jnp.abs(wide(out)), "share": squares / _positive(jnp.sum(squares, axis=-1, keepdims=True))}
-  if not isinstance(module, layers.Tap):
+  if not isinstance(module, layers.Tap) or module.name == "tiles":  # a vision tower's are no rows of tokens
     return {}
   if module.name == "heads":
     return {"size": jnp.linalg.norm(wide(args[0]), axis=-1)}

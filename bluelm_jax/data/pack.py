@@ -104,7 +104,7 @@ def lay_out(rows: Sequence[Sequence[Example]], b: PackedBatch, tokens_per_tile: 
   return b
 
 
-def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callable[[int, float], None] = lambda *window: None) -> list[list[Example]]:
+def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callable[[int, float], None] = lambda *window: None) -> list[list[tuple[tuple, Example]]]:
   """Takes the rows of a batch from those that wait, (any key, Example) in order of precedence, and deals them to the groups.
 
   Args:
@@ -122,7 +122,7 @@ def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callab
         n, t = [n_E[i] for i in chosen], sum(t_E[i] for i in chosen)
         if sum(n) >= _FILLED * spec.length:
           break
-      rows.append([waiting[among[i]][1] for i in chosen])
+      rows.append([waiting[among[i]] for i in chosen])
       for i in reversed(chosen):
         del waiting[among[i]]
       loads.append((sum(n), sum(x * x for x in n), t))
@@ -135,7 +135,11 @@ def pack(examples: Sequence[Example], spec: PackSpec) -> Iterator[PackedBatch]:
   waiting = [((), piece) for example in examples for piece in pieces(example, spec)]
   waiting.sort(key=lambda item: -len(item[1].tokens))
   while waiting:
-    yield lay_out(draw_rows(waiting, spec), empty(spec), spec.tokens_per_tile)
+    yield lay_out(_examples(draw_rows(waiting, spec)), empty(spec), spec.tokens_per_tile)
+
+
+def _examples(rows) -> list[list[Example]]:
+  return [[example for _, example in row] for row in rows]
 
 
 class PackIterator:
@@ -166,9 +170,10 @@ class PackIterator:
     if not any(rows):
       raise StopIteration
     if self._ledger is not None:
-      for example in itertools.chain(*rows):
+      for _, example in itertools.chain(*rows):
         self._ledger.placed(example)
-    return lay_out(rows, batch, self._spec.tokens_per_tile)
+    self._placed = [(row, example.source, *key) for row, items in enumerate(rows) for key, example in items]
+    return lay_out(_examples(rows), batch, self._spec.tokens_per_tile)
 
   def _read(self, examples: int, tokens: float) -> None:
     """Reads on until as many examples and tokens wait, or the data end."""
@@ -189,6 +194,10 @@ class PackIterator:
       if self._vain == _HOPELESS:
         raise ValueError(
             f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
+
+  def get_placed(self) -> np.ndarray:
+    """Of every segment of the last batch: its row, its source, the example and which piece of it; int64 [segments, 4]."""
+    return np.array(self._placed, np.int64)
 
   def get_stats(self) -> dict[str, float]:
     """Since the first batch: "overlong/cut" and "overlong/dropped" examples if there were any, and what `Ledger.get_stats` says."""

@@ -94,6 +94,7 @@ def _comparisons(results):
 
 def _curve(name: str, records: list[dict]) -> str:
   """One loss curve as an SVG."""
+  records = [r for r in records if "loss" in r]  # none where all steps of a line were left out
   steps = [r["step"] for r in records]
   losses = [r["loss"] for r in records]
   low, high = min(losses), max(losses)

@@ -54,6 +54,7 @@ class VisionBlock(nn.Module):
     c = self.config
     x_NPD = x_NPD + VisionAttention(c, name="attention")(layers.LayerNorm(c, name="attention_norm")(x_NPD))
     x_NPD = x_NPD + VisionMLP(c, name="mlp")(layers.LayerNorm(c, name="mlp_norm")(x_NPD))
+    layers.Tap(name="tiles")(x_NPD)
     return rules.constrain(x_NPD, "tiles", None, None), None
 
 

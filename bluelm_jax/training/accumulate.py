@@ -12,8 +12,10 @@ import optax
 
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import spikes
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import teacher as teacher_lib
+from bluelm_jax.training import watch
 
 
 class Sums(NamedTuple):
@@ -21,11 +23,12 @@ class Sums(NamedTuple):
 
   Attributes:
     gradients: of the sum of the losses, float32, flat by path.
-    counts: of `state.make_loss`.
+    counts, activations: of `state.make_loss`.
   """
 
   gradients: dict[str, jax.Array]
   counts: dict[str, jax.Array]
+  activations: dict[str, dict[str, jax.Array]]
 
 
 class Programs(NamedTuple):
@@ -64,25 +67,29 @@ def programs(config, model, tx: optax.GradientTransformation, shardings: state_l
   """The programs of a stage; gradients lie as `pieces` say, flat by path, and the state stays where `shardings` say."""
   distillation = teacher_lib.distillation(config, model.config)
   loss_sum = state_lib.make_loss(model, len(config.data.sources), config.objective, config.loss_chunks, distillation)
+  rule, watcher = spikes.Rule(**config.spikes), watch.watcher(config, shardings.trainable)
+  watched = lambda state: watcher and watcher.due(state.step)
 
   def start(state, batch, teacher=None):
-    counts = jax.eval_shape(loss_sum, state.trainable, state.frozen, batch, teacher)[1]
-    return Sums({p: jnp.zeros(x.shape, jnp.float32) for p, x in state.trainable.items()}, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), counts))
+    beside = jax.eval_shape(loss_sum, state.trainable, state.frozen, batch, teacher, watched(state))[1]
+    return Sums({p: jnp.zeros(x.shape, jnp.float32) for p, x in state.trainable.items()}, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), beside))
 
   def add(state, sums, batch, teacher=None):
     batch = state_lib.arrange(batch, config.layout)
-    (_, counts), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable, state.frozen, batch, teacher)
-    return jax.tree.map(jnp.add, sums, Sums(grads, counts))
+    (_, (counts, activations)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.trainable, state.frozen, batch, teacher, watched(state))
+    added = lambda a, b: jax.tree.map(jnp.add, a, b)
+    return Sums(added(sums.gradients, grads), added(sums.counts, counts), watch.join(sums.activations, activations))
 
   def apply(state, sums):
     count = jnp.maximum(sums.counts["loss_tokens"], 1.0)
     grads = {p: (g / count).astype(state.trainable[p].dtype) for p, g in sums.gradients.items()}
-    metrics = {"loss": jnp.sum(sums.counts["loss_sums"]) / count, "grad_norm": optax.tree.norm(grads), **sums.counts}
-    return state_lib.update(tx, state, grads), jax.tree.map(jnp.zeros_like, sums), metrics
+    loss = jnp.sum(sums.counts["loss_sums"]) / count
+    state, metrics = state_lib.update(tx, state, grads, loss, sums.counts, sums.activations, rule, watcher)
+    return state, jax.tree.map(jnp.zeros_like, sums), metrics
 
   mesh = shardings.step.mesh
   options = chips.compiler_options(mesh.devices.flat[0].device_kind)
-  places = Sums(pieces, rules.replicated(mesh))
+  places = Sums(pieces, rules.replicated(mesh), rules.replicated(mesh))
   # `add` needs no moments, yet they lie in memory meanwhile: as arguments they count where a compiler says what it takes.
   return Programs(
       jax.jit(start, out_shardings=places, compiler_options=options),

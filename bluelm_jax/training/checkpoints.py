@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from bluelm_jax.interop import load
 from bluelm_jax.interop import manifest
 from bluelm_jax.training import record
+from bluelm_jax.training import spikes
 from bluelm_jax.training.optimizer import paths
 from bluelm_jax.training.state import TrainState
 
@@ -52,17 +53,27 @@ class Checkpoints:
     step = int(state.step)
     if step == self._manager.latest_step():
       return
+    # As numbers beside the arrays, so that checkpoints without them, written by an earlier version, restore too.
+    guard = {} if state.guard is None else {"spikes": ocp.args.JsonSave({k: v.item() for k, v in jax.device_get(state.guard)._asdict().items()})}
     with self._room():
       self._manager.save(step, args=ocp.args.Composite(
           params=ocp.args.StandardSave(state.params),
           optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-          data=ocp.args.JsonSave(data_state)))
+          data=ocp.args.JsonSave(data_state), **guard))
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
-  def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-    """The newest whole state in the shardings of `like`, and the data state.
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def remove_after(self, step: int) -> None:
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
+  def restore(self, like: TrainState, until: int | None = None) -> tuple[TrainState, dict]:
+    """The newest whole state, of those up to a step, in the shardings of `like`, and the data state.
 
     Newer ones that are damaged are named on stderr and moved to `workdir/damaged`.
 
@@ -70,7 +81,7 @@ class Checkpoints:
       ValueError: none is whole.
     """
     problems = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in reversed([s for s in self.steps() if until is None or s <= until]):
       problem = self._problem(step)
       if problem is None:
         try:
@@ -96,17 +107,20 @@ class Checkpoints:
 
   def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    guarded = (self._manager.directory / str(step) / "spikes").exists()
     with load.reading(self._manager.directory / str(step)):
       restored = self._manager.restore(step, args=ocp.args.Composite(
           params=ocp.args.StandardRestore(abstract.params),
           optimizer=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-          data=ocp.args.JsonRestore()))
+          data=ocp.args.JsonRestore(),
+          **({"spikes": ocp.args.JsonRestore()} if guarded else {})))
     flat = paths(restored.params)
     return TrainState(
         step=restored.optimizer["step"],
         trainable={p: flat[p] for p in like.trainable},
         frozen={p: flat[p] for p in like.frozen},
         opt_state=restored.optimizer["opt_state"],
+        guard=spikes.place(restored.spikes if guarded else jax.device_get(spikes.start())._asdict(), like.guard),
     ), restored.data
 
   def _set_aside(self, problems: dict[int, str], good: int) -> None:

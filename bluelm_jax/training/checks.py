@@ -16,9 +16,9 @@ from bluelm_jax.training import defaults
 _GREATEST = 1e38  # of float32
 _ROUNDED = 1 - 2**-8  # bfloat16 has 8 bits: what shrinks by less than half of the last stays what it was
 _RULES = (
-    ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks")),
+    ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31, ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks", "spikes.window", "spikes.warmup", "spikes.patience")),
     ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62,
-     ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every")),
+     ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every", "watch.every", "spikes.rollbacks")),
     ("positive", lambda v: 0 < v < _GREATEST,
      ("optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.clip_norm", "optimizer.eps", "distill.temperature")),
     ("at least 0", lambda v: 0 <= v < _GREATEST, ("optimizer.weight_decay", "schedule.final")),
@@ -28,7 +28,7 @@ _RULES = (
 )
 _EXECUTION = {"attention": api.IMPLEMENTATIONS, "context_parallel": ring.STRATEGIES, "remat": remat.POLICIES}
 _OBJECTIVES = ("lm", "dense", "distill", "prune")
-_OPEN = ("sources", "lr_factors")  # parts of a config whose keys a user chooses
+_OPEN = ("sources", "lr_factors", "groups")  # parts of a config whose keys a user chooses
 
 
 def workdir(path) -> None:
@@ -120,4 +120,9 @@ def values(config, model_config, tokenizer) -> None:
       raise ValueError(f"optimizer.lr_factors.{name} must have a path and a factor of at least 0, and nothing else but a layer_decay")
     if not isinstance(f.get("layer_decay", 1.0), (int, float)) or not 0 < f.get("layer_decay", 1.0) <= 1:
       raise ValueError(f"optimizer.lr_factors.{name}.layer_decay {f.layer_decay!r} must be above 0 and at most 1")
+  if config.spikes.factor and not 1 < config.spikes.factor < math.inf:
+    raise ValueError(f"spikes.factor {config.spikes.factor} must be over 1, or 0 to leave out no gradient for its size")
+  for name, patterns in config.watch.groups.items():
+    if "/" in name or not isinstance(patterns, (str, list, tuple)):
+      raise ValueError(f"watch.groups.{name} = {patterns!r} must be a regular expression or several, and its name without a slash")
   loader.check(config.data.sources, config.objective)

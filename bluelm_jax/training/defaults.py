@@ -58,12 +58,22 @@ def stage() -> ml_collections.ConfigDict:
   c.schedule.offset = 0  # steps of the decay that earlier stages made
   c.schedule.continues = False  # in a recipe: goes on with the decay of the stage before; offset, and horizon if 0, are counted
 
+  c.spikes = ml_collections.ConfigDict()  # steps whose update is left out; see training.spikes. Those without a finite loss or gradient always are
+  c.spikes.factor = 10.0  # gradient norms over so many times their running mean are left out too; 0 leaves out none
+  c.spikes.window = 100  # steps, of that mean
+  c.spikes.warmup = 100  # steps before it is asked
+  c.spikes.patience = 5  # such steps in a row send the run back to its last checkpoint, to go on with the data behind them
+  c.spikes.rollbacks = 3  # without progress; then the run stops
+
   c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "expert": 1, "context": 1, "tensor": 1})  # -1 takes the remaining devices
   c.zero = 3  # what fsdp ranks divide (ZeRO, arXiv 1910.02054): 3 weights, gradients and moments; 2 all but the weights
   c.loss_chunks = 1  # in which the logits of a large vocabulary are made; more save memory and cost one more product with the output table
   c.layout = "striped"  # of rows over context ranks: "striped", "zigzag" or "none"; see kernels.attention.layouts
   c.execution = ml_collections.ConfigDict({"attention": "", "context_parallel": "", "remat": ""})  # "" is the preset's; see models.config
   c.log_every = 20
+  c.watch = ml_collections.ConfigDict()
+  c.watch.every = 0  # steps between looks at norms, activations and learning rates; see training.watch. 0 takes none
+  c.watch.groups = ml_collections.ConfigDict()  # name -> regular expression over parameter paths, or several; {} is watch.GROUPS
   c.checkpoint_every = 500
   c.keep = 2  # checkpoints kept; the one before stands in for a damaged one
   c.keep_every = 0  # steps whose multiples are kept for good if a checkpoint is saved there; 0 keeps none
@@ -75,7 +85,7 @@ def fill(node: ml_collections.ConfigDict, **named) -> None:
   """Adds named entries to an open part of a config, e.g. fill(c.data.sources, prose=dict(kind="documents", ...))."""
   with node.unlocked():
     for key, value in named.items():
-      node[key] = ml_collections.ConfigDict(value)
+      node[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
 def load(spec) -> ml_collections.ConfigDict:

@@ -1,6 +1,8 @@
 """Steps in a row: batches in, metrics, checkpoints and exports out."""
 
 import contextlib
+import shutil
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,7 +11,25 @@ from bluelm_jax import supervise
 from bluelm_jax.interop import compose
 from bluelm_jax.training import accumulate
 from bluelm_jax.training import preemption
+from bluelm_jax.training import spikes
+from bluelm_jax.training import watch
 from bluelm_jax.training.metrics import Metrics
+
+
+class _Step(NamedTuple):
+  """A step until it is logged.
+
+  Attributes:
+    number: 1 is the first.
+    values: its metrics, on the device.
+    placed: what each of its batches held.
+    data_state: behind it.
+  """
+
+  number: int
+  values: dict[str, Any]
+  placed: list[np.ndarray]
+  data_state: dict
 
 
 def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock) -> None:
@@ -21,15 +41,17 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
     put: a host batch to the mesh.
 
   Raises:
-    ValueError: the data end, or the loss is no number.
+    ValueError: the data end, or too many steps are bad; see `spikes`.
     supervise.Preempted: SIGTERM came; the step that was under way is saved.
   """
   step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
+  rule, file = spikes.Rule(**config.spikes), spikes.File(workdir, sorted(config.data.sources))
   clock.write(step)
   with preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
     while step < last:
       count = accumulate.batches(config.data.accumulate, step)
       waits.append(0.0)
+      placed = []
       for _ in range(count):
         clock.mark("steps")
         batch = next(batches, None)
@@ -37,6 +59,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         if batch is None:
           checkpoints.save(state, batches.get_state())
           raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
+        placed.append(batches.get_placed())
         batch = put(batch)
         if count == 1:
           state, values = step_fn(state, batch, teacher)
@@ -45,7 +68,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       if count > 1:
         state, sums, values = several.apply(state, sums)
       step += 1
-      pending.append({**values, "batches": count})
+      pending.append(_Step(step, {**values, "batches": count}, placed, batches.get_state()))
       if (count == 1) not in compiled:  # now it is; leave it out of the rates
         clock.mark("compile")
         jax.block_until_ready(state.step)
@@ -54,14 +77,29 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       life.beat(step)
       leave = asked(step)
       wanted = config.export_every and step % config.export_every == 0
-      if step % config.log_every == 0 or step == last or leave:
+      logs = step % config.log_every == 0 or step == last or leave
+      saves = step % config.checkpoint_every == 0 or step == last or leave or wanted
+      row = int(state.guard.row) if logs or saves else 0
+      if logs or row >= rule.patience:
         beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
-        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
-        pending, waits = [], []
+        values = jax.device_get([s.values for s in pending])
+        _log(metrics, config, step, values, spec, beside)
+        for v, s in zip(values, pending):
+          if v["bad_in_a_row"]:
+            file.bad(s.number, v, s.placed)
         clock.mark("steps")
         clock.write(step)
-      if step % config.checkpoint_every == 0 or step == last or leave or wanted:
-        _refuse_broken(step, jax.device_get(pending))  # a good checkpoint is not replaced by a broken one
+        if row >= rule.patience:
+          life.beat(0)  # the next takes a while
+          batches.set_state(next(s.data_state for v, s in zip(values, pending) if v["bad_in_a_row"] >= rule.patience))
+          state = spikes.go_back(rule, checkpoints, state, file)
+          step, row = int(state.step), 0
+          saves, wanted = step == last or leave, False
+          _remove_exports(workdir, step)
+          metrics.start(step)
+          clock.mark("restore")
+        pending, waits = [], []
+      if saves and (not row or step == last or leave or wanted):  # what is kept is not pushed out by steps that learn nothing
         clock.mark("steps")
         checkpoints.save(state, batches.get_state())
         clock.mark("checkpoint")
@@ -85,20 +123,27 @@ def export(config, workdir, step) -> None:
     compose.export(workdir, output)
 
 
-def _log(metrics, step, values, spec, names, of_sources):
-  """Averages loss over tokens, not over steps, all and by source; beside it stands what the sources have given until now."""
-  sums = {k: np.sum([v[k] for v in values], axis=0, dtype=np.float64) for k in values[0]}
-  _refuse_broken(step, values)
-  parts = {name: total / max(sums["loss_tokens"], 1.0) for name, total in sums.items() if name.startswith("loss_parts/")}
-  by_source = {f"loss/{name}": loss / weight for name, loss, weight in zip(names, sums["loss_sums"], sums["loss_weights"]) if weight}
+def _remove_exports(workdir, step) -> None:
+  """Of steps that will be made again."""
+  for directory in (workdir / "export").glob("*"):
+    if directory.name.isdigit() and int(directory.name) > step:
+      shutil.rmtree(directory)
+
+
+def _log(metrics, config, step, values, spec, of_sources):
+  """Averages loss over the tokens of good steps, not over steps, all and by source; beside it stands what the sources have given until now."""
+  first, good = step - len(values) + 1, [v for v in values if not v["bad_in_a_row"]]
+  for at, v in enumerate(values, first):
+    if config.watch.every and at % config.watch.every == 0:
+      metrics.watch(at, watch.scalars(v["watch"]))
+  total = lambda key, of: np.sum([v[key] for v in of], axis=0, dtype=np.float64)
   scalars = {
-      "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
-      "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0),
-      **by_source, **parts, **of_sources}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
-
-
-def _refuse_broken(step, values):
-  for v in values:
-    if not np.isfinite(v["loss"]):
-      raise ValueError(f"the loss is {v['loss']} by step {step}; lower optimizer.learning_rate or raise schedule.warmup")
+      "tokens_per_step": total("tokens", values) / len(values), "image_token_share": total("image_tokens", values) / max(total("tokens", values), 1.0),
+      "skipped": len(values) - len(good), **of_sources}
+  if good:
+    tokens, of_sources = total("loss_tokens", good), zip(sorted(config.data.sources), total("loss_sums", good), total("loss_weights", good))
+    scalars = {
+        "loss": np.sum(total("loss_sums", good)) / max(tokens, 1.0), "grad_norm": total("grad_norm", good) / len(good), "loss_tokens": tokens,
+        **{f"loss/{name}": loss / weight for name, loss, weight in of_sources if weight},
+        **{key: total(key, good) / max(tokens, 1.0) for key in good[0] if key.startswith("loss_parts/")}, **scalars}
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(total("batches", values)))

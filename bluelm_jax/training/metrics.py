@@ -1,6 +1,7 @@
 """Where numbers go: a JSONL file, TensorBoard events and one line on the terminal."""
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -25,14 +26,21 @@ class Metrics:
       self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
       self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
     self._name, self._steps = name, steps
-    self._since = None
+    self._since, self._watched = None, {}
 
   def start(self, step: int) -> None:
     """Starts the clock; call it after the first step has compiled."""
     self._since, self._step = time.monotonic(), step
 
+  def watch(self, step: int, values: dict[str, float]) -> None:
+    """Takes what was seen inside a step: TensorBoard gets it all, JSONL in its next line the newest."""
+    if self._writes:
+      self._watched = {"watch/step": step, **values}
+      for key, value in values.items():
+        self._board.add_scalar(key, value, step)
+
   def write(self, step: int, values: dict, tokens: list[int], slots: int) -> None:
-    """Logs `values`; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
+    """Logs `values`, without a loss where no step counts; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
     if not self._writes:
       return
     # The first line's steps include the one that compiled, before the clock started: it counts in no rate.
@@ -44,11 +52,12 @@ class Metrics:
       values |= {"tokens_per_second": sum(tokens[-timed:]) / max(seconds, 1e-9), "seconds_per_step": seconds / timed}
       eta = int(values["seconds_per_step"] * (self._steps - step))
       rate, left = f"{values['tokens_per_second']:,.0f} tok/s", f"{eta // 60}:{eta % 60:02d}"
-    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+    line, self._watched = {**values, **self._watched}, {}
+    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
     for key, value in values.items():
       self._board.add_scalar(key, value, step)
     print(
-        f"{self._name:>9} step {step:>5}/{self._steps} | loss {values['loss']:.4f} | {rate} | padding {values['padding']:.1%} | eta {left}",
+        f"{self._name:>9} step {step:>5}/{self._steps} | loss {values.get('loss', math.nan):.4f} | {rate} | padding {values['padding']:.1%} | eta {left}",
         file=sys.stderr, flush=True)
     self.start(step)
 

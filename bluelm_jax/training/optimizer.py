@@ -52,7 +52,7 @@ def merge(trainable: dict, frozen: dict):
 def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransformation:
   """AdamW or a Muon over a flat {path: array} dict, with clipping and per-path learning-rate factors."""
   o = config
-  schedule = schedules.make(schedule_config, o.learning_rate, steps)
+  schedule = _schedule(o, schedule_config, steps, "adam")
   decays = lambda params: muon.by_path(functools.partial(_decays, o), params)
   # Beside optax's Muon its AdamW has Nesterov's momentum too, as in optax.contrib.muon.
   adamw = optax.adamw(schedule, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decays, nesterov=o.name == "muon")
@@ -60,9 +60,9 @@ def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransfo
     update = adamw
   elif o.name in ("muon", "moonlight"):
     direction = muon.jordan(o.eps) if o.name == "muon" else muon.moonlight()
-    rate = schedules.make(schedule_config, o.muon_learning_rate, steps) if o.name == "muon" else schedule
+    rate = _schedule(o, schedule_config, steps, "muon")
     matrices = optax.chain(direction, optax.add_decayed_weights(o.weight_decay, decays), optax.scale_by_learning_rate(rate))
-    update = optax.partition({"muon": matrices, "adam": adamw}, lambda params: {p: "muon" if muon.axes(p) else "adam" for p in params})
+    update = optax.partition({"muon": matrices, "adam": adamw}, lambda params: {p: _kind(o, p) for p in params})
   else:
     raise ValueError(f"optimizer {o.name!r} is unknown; use adamw, muon or moonlight")
   if o.moment_dtype:
@@ -92,13 +92,32 @@ def lr_factor(o, path: str, ndim: int = 1, depth: int = 0):
   Returns:
     a number, or for parameters of layers float32 [depth, 1, ...].
   """
-  found = next((f for f in o.lr_factors.values() if re.fullmatch(f["path"], path)), None)
-  if found is None:
-    return 1.0
+  _, found = _factors(o, path)
   decay = found.get("layer_decay", 1.0)
   if _LAYERS in path:
     return found["factor"] * jnp.float32(decay) ** jnp.arange(depth - 1, -1, -1).reshape(-1, *[1] * (ndim - 1))
   return found["factor"] * (1.0 if "/final_norm" in path or not depth else decay**depth)
+
+
+def _factors(o, path: str):
+  """(name, entry) of the first of `o.lr_factors` that matches a parameter; ("", {"factor": 1.0}) where none does."""
+  return next(((name, f) for name, f in o.lr_factors.items() if re.fullmatch(f["path"], path)), ("", {"factor": 1.0}))
+
+
+def rates(config, schedule_config, steps: int, paths) -> dict[str, optax.Schedule]:
+  """step -> learning rate of every group of these paths that has its own: "adam", "muon/vision" with a factor of that name, its last layer's, ..."""
+  groups = {(_kind(config, p), name, found["factor"]) for p in paths for name, found in [_factors(config, p)]}
+  scaled = lambda kind, factor: lambda step: factor * _schedule(config, schedule_config, steps, kind)(step)
+  return {"/".join(filter(None, (kind, name))): scaled(kind, factor) for kind, name, factor in sorted(groups)}
+
+
+def _kind(o, path: str) -> str:
+  """Which optimizer updates a parameter."""
+  return "muon" if o.name != "adamw" and muon.axes(path) else "adam"
+
+
+def _schedule(o, schedule_config, steps: int, kind: str) -> optax.Schedule:
+  return schedules.make(schedule_config, o.muon_learning_rate if (o.name, kind) == ("muon", "muon") else o.learning_rate, steps)
 
 
 def _decays(o, path: str, value) -> bool:

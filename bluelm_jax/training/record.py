@@ -15,7 +15,7 @@ FILE_NAME = "stage.json"
 _ORIGINS = {"init_from": ("start", "started from"), "init_vision": ("vision", "took its vision tower from"), "distill.teacher": ("teacher", "was taught by")}  # keys that name runs
 # How a stage is computed, printed and saved; what it learns does not depend on these.
 _FREE = (
-    "name", "mesh", "zero", "layout", "execution", "loss_chunks", "log_every", "checkpoint_every", "keep", "keep_every", "export_every",
+    "name", "mesh", "zero", "layout", "execution", "loss_chunks", "log_every", "watch", "checkpoint_every", "keep", "keep_every", "export_every",
     "data.workers", "data.max_bad_share")
 
 

@@ -33,8 +33,10 @@ from bluelm_jax.training import goodput
 from bluelm_jax.training import loop
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
+from bluelm_jax.training import spikes
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import teacher as teacher_lib
+from bluelm_jax.training import watch
 from bluelm_jax.training.checkpoints import Checkpoints
 
 
@@ -44,7 +46,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   Args:
     config: of `training.defaults.stage`.
     workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl, goodput.jsonl and tensorboard/, and quarantine.jsonl
-      if there are bad records, export/ if the config asks, damaged/ if a checkpoint was.
+      if there are bad records, spikes.jsonl if there are bad steps, export/ if the config asks, damaged/ if a checkpoint was.
     stop_after: leave after this step with a checkpoint; for tests.
     life: of this process, where a door began it; None counts its time from now.
 
@@ -207,7 +209,8 @@ def describe(workdir, model_config, tokenizer, companions) -> None:
 def jit_step(config, model, tx, shardings: state_lib.TrainState):
   """The stage's train step, compiled at its first call; the state stays where `shardings` say."""
   step = state_lib.make_train_step(
-      model, tx, len(config.data.sources), config.objective, config.layout, config.loss_chunks, teacher_lib.distillation(config, model.config))
+      model, tx, len(config.data.sources), config.objective, config.layout, config.loss_chunks, teacher_lib.distillation(config, model.config),
+      spikes.Rule(**config.spikes), watch.watcher(config, shardings.trainable))
   kind = shardings.step.mesh.devices.flat[0].device_kind
   return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=chips.compiler_options(kind))
 
@@ -237,7 +240,8 @@ def abstract_state(config, model, tx, mesh):
       optimizer_lib.check_patterns("optimizer.decayed", config.optimizer.decayed, {**trainable, **frozen})
     if config.optimizer.lr_factors:
       optimizer_lib.check_patterns("optimizer.lr_factors", [f["path"] for f in config.optimizer.lr_factors.values()], {**trainable, **frozen})
-    return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable))
+    watch.check_groups(config, {**trainable, **frozen})
+    return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable), spikes.start())
 
   shapes = jax.eval_shape(create, jax.random.key(config.seed))
   shardings = _state_shardings(shapes, placed, rules.replicated(mesh))

@@ -14,18 +14,21 @@ from bluelm_jax.kernels.attention import layouts
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import losses
 from bluelm_jax.training import optimizer as optimizer_lib
+from bluelm_jax.training import spikes
+from bluelm_jax.training import watch
 
 
 _BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index", "sources")
 
 
 class TrainState(NamedTuple):
-  """step int32 scalar; parameters flat by path, the frozen ones apart."""
+  """step int32 scalar; parameters flat by path, the frozen ones apart; what `spikes` remembers, where a stage asks it."""
 
   step: jax.Array
   trainable: dict[str, jax.Array]
   frozen: dict[str, jax.Array]
   opt_state: Any
+  guard: spikes.Guard | None = None
 
   @property
   def params(self):
@@ -52,7 +55,9 @@ def by_source(values_BS, batch: PackedBatch, sources: int):
 
 
 def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, distillation: losses.Distillation | None = None):
-  """Returns loss(trainable, frozen, batch, teacher=None) -> (sum of the losses, counts): what batches add up to, for one division at the end.
+  """Returns loss(trainable, frozen, batch, teacher=None, watched=None) -> (sum of the losses, (counts, activations)).
+
+  That is what batches add up to, for one division at the end. Where `watched` is a boolean array, the activations are `watch.Taps.found`.
 
   Args:
     sources: of the mixture; "loss_sums" and "loss_weights" of the counts, float32 [sources], are theirs.
@@ -60,12 +65,13 @@ def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, disti
     distillation: for the objective "distill"; the loss then takes the teacher's parameters, and "loss_parts/" are among the counts.
   """
 
-  def loss(trainable, frozen, batch: PackedBatch, teacher=None):
+  def loss(trainable, frozen, batch: PackedBatch, teacher=None, watched=None):
     params = optimizer_lib.merge(trainable, frozen)
+    shown = model if watched is None else watch.Taps(model, watched, batch.segment_ids > 0)
     if distillation:
-      losses_BS, parts = losses.distilled_losses(model, params, batch, distillation, teacher, chunks)
+      losses_BS, parts = losses.distilled_losses(shown, params, batch, distillation, teacher, chunks)
     else:
-      losses_BS, parts = losses.token_losses(model, params, batch, objective, chunks), {}
+      losses_BS, parts = losses.token_losses(shown, params, batch, objective, chunks), {}
     counts = {
         "loss_tokens": jnp.sum(batch.loss_weights),
         "loss_sums": by_source(losses_BS, batch, sources),
@@ -74,19 +80,20 @@ def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, disti
         "tokens": jnp.sum(batch.segment_ids > 0),
         "image_tokens": jnp.sum(batch.vision_index >= 0),
     }
-    return jnp.sum(losses_BS), counts
+    return jnp.sum(losses_BS), (counts, {} if watched is None else shown.found)
 
   return loss
 
 
 def make_train_step(
     model, tx: optax.GradientTransformation, sources: int, objective: str = "lm", layout: str = "none", chunks: int = 1,
-    distillation: losses.Distillation | None = None):
+    distillation: losses.Distillation | None = None, rule: spikes.Rule | None = None, watcher: watch.Watcher | None = None):
   """Returns step(state, batch, teacher=None) -> (state, metrics); the loss is one global sum over one global count.
 
   Args:
     sources, objective, chunks, distillation: see `make_loss`, whose counts are metrics.
     layout: of rows over context ranks, a name of `kernels.attention.layouts`.
+    rule, watcher: see `update`.
   """
   loss_sum = make_loss(model, sources, objective, chunks, distillation)
 
@@ -94,16 +101,31 @@ def make_train_step(
     batch = arrange(batch, layout)
 
     def mean(trainable):
-      total, counts = loss_sum(trainable, state.frozen, batch, teacher)
-      return total / jnp.maximum(counts["loss_tokens"], 1.0), counts
+      total, (counts, activations) = loss_sum(trainable, state.frozen, batch, teacher, watcher and watcher.due(state.step))
+      return total / jnp.maximum(counts["loss_tokens"], 1.0), (counts, activations)
 
-    (loss, counts), grads = jax.value_and_grad(mean, has_aux=True)(state.trainable)
-    return update(tx, state, grads), {"loss": loss, "grad_norm": optax.tree.norm(grads), **counts}
+    (loss, (counts, activations)), grads = jax.value_and_grad(mean, has_aux=True)(state.trainable)
+    return update(tx, state, grads, loss, counts, activations, rule, watcher)
 
   return step
 
 
-def update(tx: optax.GradientTransformation, state: TrainState, grads) -> TrainState:
-  """The state after one step of the optimizer."""
+def update(tx: optax.GradientTransformation, state: TrainState, grads, loss, counts, activations, rule=None, watcher=None):
+  """(state, metrics) after one step of the optimizer.
+
+  Args:
+    counts, activations: of the step's batches; see `make_loss`.
+    rule: a step that it finds bad leaves parameters and optimizer as they were. Adds "bad_in_a_row" and "grad_norm_mean" to the metrics.
+    watcher: adds "watch", what `watch.measure` finds.
+  """
+  norm = optax.tree.norm(grads)
+  metrics = {"loss": loss, "grad_norm": norm, **counts}
+  if watcher:
+    grads, metrics["watch"] = watch.measure(watcher, tx, state, grads, activations)
   updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-  return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, opt_state)
+  trainable, guard = optax.apply_updates(state.trainable, updates), state.guard
+  if rule:
+    bad, guard = spikes.judge(rule, state.guard, state.step + 1, loss, norm)
+    trainable, opt_state = spikes.unless(bad, (state.trainable, state.opt_state), (trainable, opt_state))
+    metrics |= {"bad_in_a_row": guard.row, "grad_norm_mean": guard.mean}
+  return TrainState(state.step + 1, trainable, state.frozen, opt_state, guard), metrics

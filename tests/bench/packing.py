@@ -93,8 +93,8 @@ def fill_line(label: str, sizes: np.ndarray, rows: int, length: int, groups: int
   loads = []
   for _ in range(2 * batches):
     for row in pack.draw_rows(waiting, spec, read):
-      n = np.array([len(e.tokens) for e in row], float)
-      loads.append((n.sum(), (n**2).sum(), sum(len(e.tiles) for e in row)))
+      n = np.array([len(e.tokens) for _, e in row], float)
+      loads.append((n.sum(), (n**2).sum(), sum(len(e.tiles) for _, e in row)))
   ranks = np.array(loads).reshape(2 * batches, groups, -1, 3).sum(2)[batches:]
   fill, tile_fill = ranks[..., 0].sum() / (batches * rows * length), ranks[..., 2].sum() / max(batches * groups * spec.tile_slots, 1)
   spread = ranks.max(1) / np.maximum(ranks.mean(1), 1e-9)
@@ -144,7 +144,7 @@ def speed() -> None:
     waiting, read = stream(sizes)
     draw = seconds(lambda: pack.draw_rows(waiting, spec, read))
     one = pack.PackSpec(rows // ranks, length, 1, spec.tile_slots, TILE, 196)  # a rank's rows, with tiles
-    filled = [[whole(e) for e in row] for row in pack.draw_rows(waiting, spec, read)[: one.rows]]
+    filled = [[whole(e) for _, e in row] for row in pack.draw_rows(waiting, spec, read)[: one.rows]]
     lay = ranks * seconds(lambda: pack.lay_out(filled, pack.empty(one), 196))
     print(f"| lognormal, median 400, {label} | {rows} | {1e3 * draw:.0f} | {1e3 * lay:.0f} | {HOSTS * (draw + lay):.1f} | {draw + lay:.2f} |", flush=True)
   config = defaults.load(f"{machine.ROOT}/configs/stages/text.py:small")

@@ -69,7 +69,8 @@ def describe(config, devices) -> Described:
   programs = accumulate.programs(config, model, tx, shardings, pieces)
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(programs.start, state, batch, teacher)
-  sums = jax.tree.map(place, shapes, accumulate.Sums(pieces, dict.fromkeys(shapes.counts, rules.replicated(mesh))))
+  replicated = jax.tree.map(lambda _: rules.replicated(mesh), shapes)
+  sums = jax.tree.map(place, shapes, replicated._replace(gradients=pieces))
   return Described(programs.add, state, batch, spec, mesh, teacher, sums)
 
 
