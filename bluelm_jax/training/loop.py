@@ -12,13 +12,14 @@ from bluelm_jax.training import preemption
 from bluelm_jax.training.metrics import Metrics
 
 
-def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock) -> None:
+def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, meter, workdir, last, life, clock) -> None:
   """Trains to the step `last` and leaves a checkpoint of it.
 
   Args:
     step_fn: (state, batch, teacher) -> (state, metrics), for steps of one batch.
     several: `accumulate.Programs` for steps of several; None where there are none.
     put: a host batch to the mesh.
+    meter: `utilization.Meter` of the stage.
 
   Raises:
     ValueError: the data end, or the loss is no number.
@@ -26,7 +27,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
   """
   step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
   clock.write(step)
-  with preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
+  with preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps, meter)) as metrics:
     while step < last:
       count = accumulate.batches(config.data.accumulate, step)
       waits.append(0.0)
@@ -56,7 +57,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       wanted = config.export_every and step % config.export_every == 0
       if step % config.log_every == 0 or step == last or leave:
         beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
-        _log(metrics, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
+        _log(metrics, meter, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
         pending, waits = [], []
         clock.mark("steps")
         clock.write(step)
@@ -85,7 +86,7 @@ def export(config, workdir, step) -> None:
     compose.export(workdir, output)
 
 
-def _log(metrics, step, values, spec, names, of_sources):
+def _log(metrics, meter, step, values, spec, names, of_sources):
   """Averages loss over tokens, not over steps, all and by source; beside it stands what the sources have given until now."""
   sums = {k: np.sum([v[k] for v in values], axis=0, dtype=np.float64) for k in values[0]}
   _refuse_broken(step, values)
@@ -95,7 +96,8 @@ def _log(metrics, step, values, spec, names, of_sources):
       "loss": np.sum(sums["loss_sums"]) / max(sums["loss_tokens"], 1.0), "grad_norm": sums["grad_norm"] / len(values), "loss_tokens": sums["loss_tokens"],
       "tokens_per_step": sums["tokens"] / len(values), "image_token_share": sums["image_tokens"] / max(sums["tokens"], 1.0),
       **by_source, **parts, **of_sources}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(sums["batches"]))
+  slots = spec.rows * spec.length * int(sums["batches"])
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], slots, [meter.flops(v) for v in values])
 
 
 def _refuse_broken(step, values):

@@ -4,9 +4,13 @@ import json
 import pathlib
 import sys
 import time
+from typing import Sequence
 
 import jax
 import tensorboardX
+
+from bluelm_jax.training import utilization
+from bluelm_jax.training.flops import Flops
 
 _FILE_NAME = "metrics.jsonl"
 
@@ -14,25 +18,28 @@ _FILE_NAME = "metrics.jsonl"
 class Metrics:
   """Writes scalars of a stage and keeps its clock.
 
+  Args:
+    meter: makes rates of the steps' FLOPs; None where they are not counted.
+
   Rates are over the wall time since the last line, saving and input waits included, compiling not. Of several
   processes the first writes.
   """
 
-  def __init__(self, workdir, name: str, steps: int):
+  def __init__(self, workdir, name: str, steps: int, meter: utilization.Meter | None = None):
     self._writes = jax.process_index() == 0
     if self._writes:
       _drop_torn(pathlib.Path(workdir) / _FILE_NAME)
       self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
       self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
-    self._name, self._steps = name, steps
+    self._name, self._steps, self._meter = name, steps, meter
     self._since = None
 
   def start(self, step: int) -> None:
     """Starts the clock; call it after the first step has compiled."""
     self._since, self._step = time.monotonic(), step
 
-  def write(self, step: int, values: dict, tokens: list[int], slots: int) -> None:
-    """Logs `values`; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
+  def write(self, step: int, values: dict, tokens: list[int], slots: int, flops: Sequence[Flops] = ()) -> None:
+    """Logs `values`; of every step since the last line, `tokens` were not padding, of `slots` in all of them, and took `flops`."""
     if not self._writes:
       return
     # The first line's steps include the one that compiled, before the clock started: it counts in no rate.
@@ -44,6 +51,10 @@ class Metrics:
       values |= {"tokens_per_second": sum(tokens[-timed:]) / max(seconds, 1e-9), "seconds_per_step": seconds / timed}
       eta = int(values["seconds_per_step"] * (self._steps - step))
       rate, left = f"{values['tokens_per_second']:,.0f} tok/s", f"{eta // 60}:{eta % 60:02d}"
+      if self._meter:
+        rates = self._meter.rates(flops[-timed:], seconds)
+        values |= rates
+        rate += f", {utilization.words(rates)}"
     self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
     for key, value in values.items():
       self._board.add_scalar(key, value, step)

@@ -35,6 +35,7 @@ from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import teacher as teacher_lib
+from bluelm_jax.training import utilization
 from bluelm_jax.training.checkpoints import Checkpoints
 
 
@@ -108,9 +109,10 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if accumulate.most(config.data.accumulate) > 1:
     several = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
+  meter = utilization.Meter(config, model_config, mesh)
   try:
     with jax.set_mesh(mesh):
-      loop.train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock)
+      loop.train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, meter, workdir, last, life, clock)
   finally:
     life.beat(0)
     checkpoints.close()
