@@ -8,17 +8,20 @@ import numpy as np
 from bluelm_jax import supervise
 from bluelm_jax.interop import compose
 from bluelm_jax.training import accumulate
+from bluelm_jax.training import online
 from bluelm_jax.training import preemption
+from bluelm_jax.training import profiling
 from bluelm_jax.training.metrics import Metrics
 
 
-def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, meter, workdir, last, life, clock) -> None:
+def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, evaluation, meter, workdir, last, life, clock) -> None:
   """Trains to the step `last` and leaves a checkpoint of it.
 
   Args:
     step_fn: (state, batch, teacher) -> (state, metrics), for steps of one batch.
     several: `accumulate.Programs` for steps of several; None where there are none.
     put: a host batch to the mesh.
+    evaluation: `online.Evaluation` of the stage.
     meter: `utilization.Meter` of the stage.
 
   Raises:
@@ -27,8 +30,14 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
   """
   step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
   clock.write(step)
-  with preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps, meter)) as metrics:
+  with (
+      preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps, meter)) as metrics,
+      contextlib.closing(profiling.Profiles(config, workdir)) as profiles):
+    if not _evaluate(evaluation, step, state, asked, metrics, life, clock):
+      raise _preempted(config, step)
+    life.beat(0)  # compiling takes a while
     while step < last:
+      profiles.follow(step, state)
       count = accumulate.batches(config.data.accumulate, step)
       waits.append(0.0)
       for _ in range(count):
@@ -53,9 +62,9 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         metrics.start(step)
         compiled.add(count == 1)
       life.beat(step)
-      leave = asked(step)
+      leave = asked()
       wanted = config.export_every and step % config.export_every == 0
-      if step % config.log_every == 0 or step == last or leave:
+      if step % config.log_every == 0 or step == last or leave or online.due(config, step):
         beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
         _log(metrics, meter, step, jax.device_get(pending), spec, sorted(config.data.sources), beside)
         pending, waits = [], []
@@ -67,16 +76,38 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         checkpoints.save(state, batches.get_state())
         clock.mark("checkpoint")
         clock.write(step)
+      if not leave and not _evaluate(evaluation, step, state, asked, metrics, life, clock):
+        leave = True
+        checkpoints.save(state, batches.get_state())
       if leave or wanted:
         life.beat(0)  # the next takes a while
         checkpoints.wait()
         clock.mark("checkpoint")
         clock.write(step)
       if leave:
-        raise supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
+        raise _preempted(config, step)
       if wanted:
         export(config, workdir, step)
         clock.mark("checkpoint")
+
+
+def _evaluate(evaluation, step, state, asked, metrics, life, clock) -> bool:
+  """Makes the evaluation of a step if it is due and not there yet; False where SIGTERM came first."""
+  if not evaluation.missing(step):
+    return True
+  clock.mark("steps")
+  life.beat(0)  # the first compiles
+  values = evaluation.make(step, state, asked, life.beat)
+  if values is not None:
+    metrics.evaluated(step, values)
+    evaluation.write(step, values)
+  clock.mark("evaluation")
+  clock.write(step)
+  return values is not None
+
+
+def _preempted(config, step) -> supervise.Preempted:
+  return supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
 
 
 def export(config, workdir, step) -> None:

@@ -28,7 +28,7 @@ class Metrics:
   def __init__(self, workdir, name: str, steps: int, meter: utilization.Meter | None = None):
     self._writes = jax.process_index() == 0
     if self._writes:
-      _drop_torn(pathlib.Path(workdir) / _FILE_NAME)
+      drop_torn(pathlib.Path(workdir) / _FILE_NAME)
       self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
       self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
     self._name, self._steps, self._meter = name, steps, meter
@@ -55,13 +55,24 @@ class Metrics:
         rates = self._meter.rates(flops[-timed:], seconds)
         values |= rates
         rate += f", {utilization.words(rates)}"
-    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
-    for key, value in values.items():
-      self._board.add_scalar(key, value, step)
+    self._put(step, values)
     print(
         f"{self._name:>9} step {step:>5}/{self._steps} | loss {values['loss']:.4f} | {rate} | padding {values['padding']:.1%} | eta {left}",
         file=sys.stderr, flush=True)
     self.start(step)
+
+  def evaluated(self, step: int, values: dict) -> None:
+    """Logs what `online.Evaluation` found, as eval/..., and leaves its time out of the rates."""
+    if self._writes:
+      self._put(step, {"step": step, **{f"eval/{k}": v for k, v in values.items()}})
+      by_source = ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in values.items() if k.startswith("loss/"))
+      print(f"{self._name:>9} step {step:>5}/{self._steps} | held-out loss {values['loss']:.4f} | {by_source}", file=sys.stderr, flush=True)
+    self.start(step)
+
+  def _put(self, step: int, values: dict) -> None:
+    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+    for key, value in values.items():
+      self._board.add_scalar(key, value, step)
 
   def close(self) -> None:
     if self._writes:
@@ -69,7 +80,7 @@ class Metrics:
       self._board.close()
 
 
-def _drop_torn(path: pathlib.Path) -> None:
+def drop_torn(path: pathlib.Path) -> None:
   """Cuts off a last line that a full disk left unfinished, so that the next does not join it."""
   data = path.read_bytes() if path.exists() else b""
   if data and not data.endswith(b"\n"):
@@ -78,10 +89,10 @@ def _drop_torn(path: pathlib.Path) -> None:
 
 
 def read(workdir) -> list[dict]:
-  """The lines of a stage's metrics.jsonl; a resumed step replaces the earlier line."""
+  """The lines of a stage's metrics.jsonl, one a step: an evaluation joins its step's, and a resumed step replaces what it says again."""
   lines = (pathlib.Path(workdir) / _FILE_NAME).read_text().splitlines()
   by_step = {}
   for line in lines:
     record = json.loads(line)
-    by_step[record["step"]] = record
-  return [by_step[s] for s in sorted(by_step)]
+    by_step[record["step"]] = by_step.get(record["step"], {}) | record
+  return [by_step[s] for s in sorted(by_step) if "loss" in by_step[s]]
