@@ -9,13 +9,13 @@ import time
 
 import jax
 from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
 
 from bluelm_jax.interop import load
 from bluelm_jax.interop import manifest
 from bluelm_jax.training import record
 from bluelm_jax.training import spikes
+from bluelm_jax.training import together
 from bluelm_jax.training.optimizer import paths
 from bluelm_jax.training.state import TrainState
 
@@ -101,9 +101,7 @@ class Checkpoints:
   def _problem(self, step: int) -> str | None:
     """What is wrong with a checkpoint's files, the same for all processes: the first reads them."""
     problem = manifest.problem(self._manager.directory / str(step)) if jax.process_index() == 0 else None
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
-      return problem or "damaged"
-    return problem
+    return (problem or "damaged") if together.first_says(problem is not None) else None
 
   def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

@@ -70,6 +70,13 @@ def stage() -> ml_collections.ConfigDict:
   c.loss_chunks = 1  # in which the logits of a large vocabulary are made; more save memory and cost one more product with the output table
   c.layout = "striped"  # of rows over context ranks: "striped", "zigzag" or "none"; see kernels.attention.layouts
   c.execution = ml_collections.ConfigDict({"attention": "", "context_parallel": "", "remat": ""})  # "" is the preset's; see models.config
+  c.evaluate = ml_collections.ConfigDict()  # the loss on held-out data, in evaluation.jsonl and, as eval/..., among the metrics
+  c.evaluate.every = 0  # steps; the last is evaluated too. 0 never evaluates
+  c.evaluate.batches = 8  # of data.rows rows, always the same; fewer where the sources end before (epochs, caps)
+  c.evaluate.sources = ml_collections.ConfigDict()  # as data.sources, of shards that are not trained on
+  c.profile = ml_collections.ConfigDict()  # a trace for xprof, in profiles/STEP; a file `profile` in the workdir asks for one, too
+  c.profile.start = -1  # the step after which it begins; -1 for none
+  c.profile.steps = 5  # that are traced
   c.log_every = 20
   c.watch = ml_collections.ConfigDict()
   c.watch.every = 0  # steps between looks at norms, activations and learning rates; see training.watch. 0 takes none

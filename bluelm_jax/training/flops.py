@@ -7,10 +7,31 @@ rematerialisation computes again is work but not model FLOPs, and is kept apart.
 
 import dataclasses
 import re
+from typing import NamedTuple
+from typing import Sequence
 
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.models.config import VisionConfig
+
+
+class Work(NamedTuple):
+  """What batches hold that costs FLOPs; padding is not in it.
+
+  Attributes:
+    tokens: of all documents.
+    pairs: of a query and a key that see each other, n (n + 1) / 2 in a document of n tokens.
+    tiles: images the vision tower sees.
+  """
+
+  tokens: float
+  pairs: float
+  tiles: float
+
+
+def packed(documents: Sequence[int], tiles: int = 0) -> Work:
+  """The work of packed documents of so many tokens each; attention stays inside each."""
+  return Work(sum(documents), sum(n * (n + 1) / 2 for n in documents), tiles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +55,14 @@ class Flops:
     return Flops(**{f.name: getattr(self, f.name) * factors.get(f.name, 0.0) for f in dataclasses.fields(self)})
 
 
-def forward(config: BlueLMConfig | DecoderConfig, documents: list[int], tiles: int = 0) -> Flops:
-  """Of one forward pass.
-
-  Args:
-    documents: tokens of each packed document; attention stays inside each.
-    tiles: images the vision tower sees.
-  """
+def forward(config: BlueLMConfig | DecoderConfig, work: Work) -> Flops:
+  """Of one forward pass."""
   decoder = getattr(config, "decoder", config)
-  llm = sum(documents) * llm_per_token(decoder)
-  attention = sum(attention_per_pair(decoder) * n * (n + 1) / 2 for n in documents)
+  llm, attention = work.tokens * llm_per_token(decoder), work.pairs * attention_per_pair(decoder)
   if not isinstance(config, BlueLMConfig):
     return Flops(llm, attention, 0.0, 0.0, 0.0)
   vision, vision_attention = vision_per_tile(config.vision)
-  return Flops(llm, attention, tiles * vision, tiles * vision_attention, tiles * adapter_per_tile(config))
+  return Flops(llm, attention, work.tiles * vision, work.tiles * vision_attention, work.tiles * adapter_per_tile(config))
 
 
 def llm_per_token(c: DecoderConfig) -> float:
@@ -56,7 +71,7 @@ def llm_per_token(c: DecoderConfig) -> float:
   return 2.0 * (c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim) + c.embed_dim * c.vocab_size)
 
 
-def output(config: BlueLMConfig | DecoderConfig, tokens: int) -> Flops:
+def output(config: BlueLMConfig | DecoderConfig, tokens: float) -> Flops:
   """Of the product that makes logits; a loss in chunks makes them twice."""
   decoder = getattr(config, "decoder", config)
   return Flops(2.0 * tokens * decoder.embed_dim * decoder.vocab_size, 0.0, 0.0, 0.0, 0.0)
@@ -80,11 +95,12 @@ def adapter_per_tile(c: BlueLMConfig) -> float:
   return 2.0 * c.tokens_per_tile * hidden * (merged + c.decoder.embed_dim)
 
 
-def train(config: BlueLMConfig | DecoderConfig, trainable, documents: list[int], tiles: int = 0) -> tuple[Flops, Flops]:
+def train(config: BlueLMConfig | DecoderConfig, trainable, work: Work, objective: str = "lm") -> tuple[Flops, Flops]:
   """(model FLOPs, FLOPs computed again by rematerialisation) of one train step.
 
   Args:
     trainable: regular expressions over parameter paths, as a stage has them.
+    objective: a stage's; "dense" leaves the language model's layers out, all but its output table.
   """
   fits = lambda path: any(re.fullmatch(pattern, path) for pattern in trainable)
   multimodal = isinstance(config, BlueLMConfig)
@@ -94,13 +110,16 @@ def train(config: BlueLMConfig | DecoderConfig, trainable, documents: list[int],
   llm = fits("decoder/layers/mlp/up" if multimodal else "layers/mlp/up")
   below = vision or adapter  # a gradient must pass through the language model
   weights = lambda trained, passes: 3.0 if trained else 2.0 if passes else 1.0
-  once = forward(config, documents, tiles)
+  once = forward(config, work)
+  if objective == "dense":
+    once = once.scaled(vision=1.0, vision_attention=1.0, adapter=1.0) + output(config, work.tokens)
   model = once.scaled(
       llm=weights(llm, below), attention=3.0 if llm or below else 1.0, vision=weights(vision, False),
       vision_attention=3.0 if vision else 1.0, adapter=weights(adapter, vision))
   vision_again = float(vision and config.vision.remat in ("full", "names", "offload"))
   vision_attention_again = float(vision and config.vision.remat == "full")
-  llm_again, attention_again = (_again(decoder, once.llm / max(sum(documents), 1)) if llm or below else (0.0, 0.0))
+  layers_again = (llm or below) and objective != "dense"
+  llm_again, attention_again = _again(decoder, llm_per_token(decoder)) if layers_again else (0.0, 0.0)
   recomputed = once.scaled(llm=llm_again, attention=attention_again, vision=vision_again, vision_attention=vision_attention_again)
   return model, recomputed
 

@@ -22,6 +22,7 @@ KINDS = {
     "compile": "the first step's tracing and compiling",
     "input": "waiting for batches; where the device still computes meanwhile, more than is lost",
     "checkpoint": "waiting for saves",
+    "evaluation": "the loss on held-out data, its compiling too",
     "lost": "steps that a later process made again",
     "restart": "from the last line of a process that failed to the start of the next: steps since, the silence, the pause",
 }
@@ -32,7 +33,7 @@ class Clock:
 
   def __init__(self, workdir, life: Life):
     self._file, self._life, self._since = pathlib.Path(workdir) / FILE_NAME, life, life.began
-    self._seconds = dict.fromkeys(("start", "restore", "compile", "input", "checkpoint", "steps"), 0.0)
+    self._seconds = dict.fromkeys(("start", "restore", "compile", "input", "checkpoint", "evaluation", "steps"), 0.0)
 
   def mark(self, kind: str) -> float:
     """What passed since the last mark was of this kind; returns its seconds."""

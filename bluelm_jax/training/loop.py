@@ -10,7 +10,9 @@ import numpy as np
 from bluelm_jax import supervise
 from bluelm_jax.interop import compose
 from bluelm_jax.training import accumulate
+from bluelm_jax.training import online
 from bluelm_jax.training import preemption
+from bluelm_jax.training import profiling
 from bluelm_jax.training import spikes
 from bluelm_jax.training import watch
 from bluelm_jax.training.metrics import Metrics
@@ -32,13 +34,15 @@ class _Step(NamedTuple):
   data_state: dict
 
 
-def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock) -> None:
+def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, evaluation, meter, workdir, last, life, clock) -> None:
   """Trains to the step `last` and leaves a checkpoint of it.
 
   Args:
     step_fn: (state, batch, teacher) -> (state, metrics), for steps of one batch.
     several: `accumulate.Programs` for steps of several; None where there are none.
     put: a host batch to the mesh.
+    evaluation: `online.Evaluation` of the stage.
+    meter: `utilization.Meter` of the stage.
 
   Raises:
     ValueError: the data end, or too many steps are bad; see `spikes`.
@@ -47,8 +51,14 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
   step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
   rule, file = spikes.Rule(**config.spikes), spikes.File(workdir, sorted(config.data.sources))
   clock.write(step)
-  with preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
+  with (
+      preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps, meter)) as metrics,
+      contextlib.closing(profiling.Profiles(config, workdir)) as profiles):
+    if not _evaluate(evaluation, step, state, asked, metrics, life, clock):
+      raise _preempted(config, step)
+    life.beat(0)  # compiling takes a while
     while step < last:
+      profiles.follow(step, state)
       count = accumulate.batches(config.data.accumulate, step)
       waits.append(0.0)
       placed = []
@@ -75,15 +85,15 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         metrics.start(step)
         compiled.add(count == 1)
       life.beat(step)
-      leave = asked(step)
+      leave = asked()
       wanted = config.export_every and step % config.export_every == 0
-      logs = step % config.log_every == 0 or step == last or leave
+      logs = step % config.log_every == 0 or step == last or leave or online.due(config, step)
       saves = step % config.checkpoint_every == 0 or step == last or leave or wanted
       row = int(state.guard.row) if logs or saves else 0
       if logs or row >= rule.patience:
         beside = {**batches.get_stats(), "data_wait_seconds": np.mean(waits)}
         values = jax.device_get([s.values for s in pending])
-        _log(metrics, config, step, values, spec, beside)
+        _log(metrics, meter, config, step, values, spec, beside)
         for v, s in zip(values, pending):
           if v["bad_in_a_row"]:
             file.bad(s.number, v, s.placed)
@@ -96,6 +106,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
           step, row = int(state.step), 0
           saves, wanted = step == last or leave, False
           _remove_exports(workdir, step)
+          evaluation.forget_after(step)
           metrics.start(step)
           clock.mark("restore")
         pending, waits = [], []
@@ -104,16 +115,38 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         checkpoints.save(state, batches.get_state())
         clock.mark("checkpoint")
         clock.write(step)
+      if not leave and not _evaluate(evaluation, step, state, asked, metrics, life, clock):
+        leave = True
+        checkpoints.save(state, batches.get_state())
       if leave or wanted:
         life.beat(0)  # the next takes a while
         checkpoints.wait()
         clock.mark("checkpoint")
         clock.write(step)
       if leave:
-        raise supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
+        raise _preempted(config, step)
       if wanted:
         export(config, workdir, step)
         clock.mark("checkpoint")
+
+
+def _evaluate(evaluation, step, state, asked, metrics, life, clock) -> bool:
+  """Makes the evaluation of a step if it is due and not there yet; False where SIGTERM came first."""
+  if not evaluation.missing(step):
+    return True
+  clock.mark("steps")
+  life.beat(0)  # the first compiles
+  values = evaluation.make(step, state, asked, life.beat)
+  if values is not None:
+    metrics.evaluated(step, values)
+    evaluation.write(step, values)
+  clock.mark("evaluation")
+  clock.write(step)
+  return values is not None
+
+
+def _preempted(config, step) -> supervise.Preempted:
+  return supervise.Preempted(f"{config.name} was asked to end and saved step {step} of {config.steps}; run the same command again to go on")
 
 
 def export(config, workdir, step) -> None:
@@ -130,7 +163,7 @@ def _remove_exports(workdir, step) -> None:
       shutil.rmtree(directory)
 
 
-def _log(metrics, config, step, values, spec, of_sources):
+def _log(metrics, meter, config, step, values, spec, of_sources):
   """Averages loss over the tokens of good steps, not over steps, all and by source; beside it stands what the sources have given until now."""
   first, good = step - len(values) + 1, [v for v in values if not v["bad_in_a_row"]]
   for at, v in enumerate(values, first):
@@ -146,4 +179,5 @@ def _log(metrics, config, step, values, spec, of_sources):
         "loss": np.sum(total("loss_sums", good)) / max(tokens, 1.0), "grad_norm": total("grad_norm", good) / len(good), "loss_tokens": tokens,
         **{f"loss/{name}": loss / weight for name, loss, weight in of_sources if weight},
         **{key: total(key, good) / max(tokens, 1.0) for key in good[0] if key.startswith("loss_parts/")}, **scalars}
-  metrics.write(step, scalars, [int(v["tokens"]) for v in values], spec.rows * spec.length * int(total("batches", values)))
+  slots = spec.rows * spec.length * int(total("batches", values))
+  metrics.write(step, scalars, [int(v["tokens"]) for v in values], slots, [meter.flops(v) for v in values])

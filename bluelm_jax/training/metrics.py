@@ -5,9 +5,13 @@ import math
 import pathlib
 import sys
 import time
+from typing import Sequence
 
 import jax
 import tensorboardX
+
+from bluelm_jax.training import utilization
+from bluelm_jax.training.flops import Flops
 
 _FILE_NAME = "metrics.jsonl"
 
@@ -15,17 +19,20 @@ _FILE_NAME = "metrics.jsonl"
 class Metrics:
   """Writes scalars of a stage and keeps its clock.
 
+  Args:
+    meter: makes rates of the steps' FLOPs; None where they are not counted.
+
   Rates are over the wall time since the last line, saving and input waits included, compiling not. Of several
   processes the first writes.
   """
 
-  def __init__(self, workdir, name: str, steps: int):
+  def __init__(self, workdir, name: str, steps: int, meter: utilization.Meter | None = None):
     self._writes = jax.process_index() == 0
     if self._writes:
-      _drop_torn(pathlib.Path(workdir) / _FILE_NAME)
+      drop_torn(pathlib.Path(workdir) / _FILE_NAME)
       self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
       self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
-    self._name, self._steps = name, steps
+    self._name, self._steps, self._meter = name, steps, meter
     self._since, self._watched = None, {}
 
   def start(self, step: int) -> None:
@@ -39,8 +46,8 @@ class Metrics:
       for key, value in values.items():
         self._board.add_scalar(key, value, step)
 
-  def write(self, step: int, values: dict, tokens: list[int], slots: int) -> None:
-    """Logs `values`, without a loss where no step counts; of every step since the last line, `tokens` were not padding, of `slots` in all of them."""
+  def write(self, step: int, values: dict, tokens: list[int], slots: int, flops: Sequence[Flops] = ()) -> None:
+    """Logs `values`, without a loss where no step counts; of every step since the last line, `tokens` were not padding, of `slots` in all, and took `flops`."""
     if not self._writes:
       return
     # The first line's steps include the one that compiled, before the clock started: it counts in no rate.
@@ -52,14 +59,31 @@ class Metrics:
       values |= {"tokens_per_second": sum(tokens[-timed:]) / max(seconds, 1e-9), "seconds_per_step": seconds / timed}
       eta = int(values["seconds_per_step"] * (self._steps - step))
       rate, left = f"{values['tokens_per_second']:,.0f} tok/s", f"{eta // 60}:{eta % 60:02d}"
-    line, self._watched = {**values, **self._watched}, {}
-    self._file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-    for key, value in values.items():
-      self._board.add_scalar(key, value, step)
+      if self._meter:
+        rates = self._meter.rates(flops[-timed:], seconds)
+        values |= rates
+        rate += f", {utilization.words(rates)}"
+    watched, self._watched = self._watched, {}
+    self._put(step, values, watched)
     print(
         f"{self._name:>9} step {step:>5}/{self._steps} | loss {values.get('loss', math.nan):.4f} | {rate} | padding {values['padding']:.1%} | eta {left}",
         file=sys.stderr, flush=True)
     self.start(step)
+
+  def evaluated(self, step: int, values: dict) -> None:
+    """Logs what `online.Evaluation` found, as eval/..., and leaves its time out of the rates."""
+    if self._writes:
+      self._put(step, {"step": step, **{f"eval/{k}": v for k, v in values.items()}})
+      by_source = ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in values.items() if k.startswith("loss/"))
+      print(f"{self._name:>9} step {step:>5}/{self._steps} | held-out loss {values['loss']:.4f} | {by_source}", file=sys.stderr, flush=True)
+    self.start(step)
+
+  def _put(self, step: int, values: dict, beside: dict = {}) -> None:
+    """To both; what stands `beside` TensorBoard has already."""
+    line = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in {**values, **beside}.items()}
+    self._file.write(json.dumps(line) + "\n")
+    for key, value in values.items():
+      self._board.add_scalar(key, value, step)
 
   def close(self) -> None:
     if self._writes:
@@ -67,7 +91,7 @@ class Metrics:
       self._board.close()
 
 
-def _drop_torn(path: pathlib.Path) -> None:
+def drop_torn(path: pathlib.Path) -> None:
   """Cuts off a last line that a full disk left unfinished, so that the next does not join it."""
   data = path.read_bytes() if path.exists() else b""
   if data and not data.endswith(b"\n"):
@@ -76,10 +100,10 @@ def _drop_torn(path: pathlib.Path) -> None:
 
 
 def read(workdir) -> list[dict]:
-  """The lines of a stage's metrics.jsonl; a resumed step replaces the earlier line."""
+  """The lines of a stage's metrics.jsonl, one a step: an evaluation joins its step's, and a resumed step replaces what it says again."""
   lines = (pathlib.Path(workdir) / _FILE_NAME).read_text().splitlines()
   by_step = {}
   for line in lines:
     record = json.loads(line)
-    by_step[record["step"]] = record
-  return [by_step[s] for s in sorted(by_step)]
+    by_step[record["step"]] = by_step.get(record["step"], {}) | record
+  return [by_step[s] for s in sorted(by_step) if "loss" in by_step[s]]

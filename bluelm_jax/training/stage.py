@@ -31,11 +31,13 @@ from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import goodput
 from bluelm_jax.training import loop
+from bluelm_jax.training import online
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
 from bluelm_jax.training import spikes
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import teacher as teacher_lib
+from bluelm_jax.training import utilization
 from bluelm_jax.training import watch
 from bluelm_jax.training.checkpoints import Checkpoints
 
@@ -46,7 +48,8 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   Args:
     config: of `training.defaults.stage`.
     workdir: gets stage.json, model.json, tokenizer.json, checkpoints/, metrics.jsonl, goodput.jsonl and tensorboard/, and quarantine.jsonl
-      if there are bad records, spikes.jsonl if there are bad steps, export/ if the config asks, damaged/ if a checkpoint was.
+      if there are bad records, spikes.jsonl if there are bad steps, evaluation.jsonl, export/ and profiles/ if the config asks, damaged/ if a
+      checkpoint was.
     stop_after: leave after this step with a checkpoint; for tests.
     life: of this process, where a door began it; None counts its time from now.
 
@@ -75,7 +78,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if before is not None and not config_lib.same_weights(serialize.load(workdir), model_config):
     raise ValueError(f"{workdir} holds a checkpoint of another preset; choose another --workdir or the old preset")
   record.check(workdir, config)
-  if before is not None and before >= config.steps:
+  if before is not None and before >= config.steps and not online.missing(config, workdir, before):
     print(f"{config.name}: already at step {before} of {config.steps}", file=sys.stderr)
     loop.export(config, workdir, before)
     return
@@ -88,6 +91,10 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   quarantine = workdir / "quarantine.jsonl" if first else None
   batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
   try_batch(batches, spec)
+  held_out = None
+  if config.evaluate.every:
+    held_out = loader.batches(config.evaluate.sources, chat, spec, online.SEED, quarantine=quarantine, max_bad_share=config.data.max_bad_share)
+    try_batch(held_out, spec)
   tx = optimizer_lib.make_optimizer(config.optimizer, config.schedule, config.steps)
   process.cache_programs()
   state = _initial_state(config, model, tx, mesh, from_file=before is None)
@@ -112,9 +119,11 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   if accumulate.most(config.data.accumulate) > 1:
     several = accumulate.programs(config, model, tx, shardings, gradient_shardings(config, model, tx, mesh))
   put = functools.partial(put_batch, sharding=rules.batch_sharding(mesh))
+  evaluation = online.Evaluation(config, workdir, online.jit_losses(config, model, mesh), held_out, put)
+  meter = utilization.Meter(config, model_config, mesh)
   try:
     with jax.set_mesh(mesh):
-      loop.train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, workdir, last, life, clock)
+      loop.train(config, step_fn, several, state, teacher, batches, put, spec, checkpoints, evaluation, meter, workdir, last, life, clock)
   finally:
     life.beat(0)
     checkpoints.close()

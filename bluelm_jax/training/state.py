@@ -54,6 +54,15 @@ def by_source(values_BS, batch: PackedBatch, sources: int):
   return jnp.stack([jnp.sum(jnp.where(batch.sources == i, values_BS, 0.0)) for i in range(sources)])
 
 
+def held(batch: PackedBatch) -> dict[str, jax.Array]:
+  """What a batch holds beside padding: tokens, those of images among them, and pairs of tokens that see each other, float32."""
+  return {
+      "tokens": jnp.sum(batch.segment_ids > 0),
+      "image_tokens": jnp.sum(batch.vision_index >= 0),
+      "pairs": jnp.sum(jnp.where(batch.segment_ids > 0, batch.positions + 1.0, 0.0)),  # a token sees those before it, and itself
+  }
+
+
 def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, distillation: losses.Distillation | None = None):
   """Returns loss(trainable, frozen, batch, teacher=None, watched=None) -> (sum of the losses, (counts, activations)).
 
@@ -77,8 +86,7 @@ def make_loss(model, sources: int, objective: str = "lm", chunks: int = 1, disti
         "loss_sums": by_source(losses_BS, batch, sources),
         "loss_weights": by_source(batch.loss_weights, batch, sources),
         **{f"loss_parts/{name}": jnp.sum(part_BS) for name, part_BS in parts.items()},
-        "tokens": jnp.sum(batch.segment_ids > 0),
-        "image_tokens": jnp.sum(batch.vision_index >= 0),
+        **held(batch),
     }
     return jnp.sum(losses_BS), (counts, {} if watched is None else shown.found)
 

@@ -190,7 +190,8 @@ def step(config, rounds: int):
 
   took = medians({"step": run}, rounds)["step"] / len(placed)
   documents = [n for b in batches for ids in b.segment_ids for n in np.bincount(ids)[1:]]
-  model_flop, _ = flops.train(model_config, config.trainable, documents, len(batches) * spec.groups * spec.tile_slots)
+  work = flops.packed(documents, len(batches) * spec.groups * spec.tile_slots)
+  model_flop, _ = flops.train(model_config, config.trainable, work)
   tokens = np.mean([(b.segment_ids > 0).sum() for b in batches])
   return took, tokens, model_flop.total / len(batches), (model_flop.vision + model_flop.vision_attention) / len(batches)
 

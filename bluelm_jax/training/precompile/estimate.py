@@ -89,14 +89,15 @@ class Estimate:
 
 def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   spec, devices = compiled.described.spec, compiled.described.mesh.size
-  documents, tiles = [spec.length] * spec.rows, spec.groups * spec.tile_slots
-  model, recomputed = flops_lib.train(model_config, config.trainable, documents, tiles)
+  tiles = spec.groups * spec.tile_slots
+  packed = flops_lib.packed([spec.length] * spec.rows, tiles)
+  model, recomputed = flops_lib.train(model_config, config.trainable, packed, config.objective)
   teacher = teacher_lib.described(config, model_config)
   if teacher:
-    model += flops_lib.forward(teacher, documents, tiles)
-    recomputed += flops_lib.output(teacher, sum(documents))
+    model += flops_lib.forward(teacher, packed)
+    recomputed += flops_lib.output(teacher, packed.tokens)
   if teacher or config.loss_chunks > 1:
-    recomputed += flops_lib.output(model_config, sum(documents))
+    recomputed += flops_lib.output(model_config, packed.tokens)
   work = model + recomputed
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
   shares = dict(llm=chip.products, vision=chip.products, adapter=chip.products, attention=ATTENTION * useful, vision_attention=VISION_ATTENTION)
