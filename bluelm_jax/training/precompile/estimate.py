@@ -95,7 +95,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   if teacher:
     model += flops_lib.forward(teacher, documents, tiles)
     recomputed += flops_lib.output(teacher, sum(documents))
-  if teacher or config.loss_chunks > 1:
+  if config.objective == "distill" or config.loss_chunks > 1:
     recomputed += flops_lib.output(model_config, sum(documents))
   work = model + recomputed
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
