@@ -1,6 +1,6 @@
 """What leaves the data room: Example (one item) and PackedBatch (one step).
 
-Shapes: n tokens of an example, t its tiles, B rows, S sequence, R row groups, T tile slots of a group.
+Shapes: n tokens of an example, t its tiles, B rows, S sequence, R row groups, T tile slots of a group, K tokens kept.
 """
 
 from typing import NamedTuple
@@ -30,6 +30,18 @@ class Example(NamedTuple):
   source: int = 0
 
 
+class Top(NamedTuple):
+  """What is stored of a teacher's distribution at every position; zeros where there is no loss.
+
+  Attributes:
+    log_probs: float16 [B, S, K + 1], of its K likeliest tokens and of all others together.
+    ids: [B, S, K], of these tokens, in the smallest unsigned integers that hold the vocabulary.
+  """
+
+  log_probs: np.ndarray
+  ids: np.ndarray
+
+
 class PackedBatch(NamedTuple):
   """Several examples a row; every objective reads this struct.
 
@@ -44,6 +56,7 @@ class PackedBatch(NamedTuple):
     tile_places: int32 [R, T], where each tile lies in its image: 0 = all of it, 1.. = a cell of the
       largest grid, row by row. An adapter without a tile table does not read it.
     sources: int32 [B, S], index of the source in the mixture, by which losses are told apart; 0 on padding too.
+    teacher: what a stored teacher says of these rows; None where a stage reads none.
   """
 
   tokens: np.ndarray
@@ -55,3 +68,4 @@ class PackedBatch(NamedTuple):
   vision_index: np.ndarray
   tile_places: np.ndarray
   sources: np.ndarray
+  teacher: Top | None = None

@@ -20,7 +20,8 @@ def token_log_probs(logits_BSV, targets_BS):
 def _forward(logits_BSV, targets_BS):
   wide_BSV = logits_BSV.astype(jnp.promote_types(logits_BSV.dtype, jnp.float32))
   lse_BS = jax.nn.logsumexp(wide_BSV, axis=-1)
-  picked_BS = jnp.take_along_axis(wide_BSV, targets_BS[..., None], axis=-1)[..., 0]
+  # Picked before it is widened: a gather from the wide logits would have compilers hold them.
+  picked_BS = jnp.take_along_axis(logits_BSV, targets_BS[..., None], axis=-1)[..., 0].astype(lse_BS.dtype)
   return picked_BS - lse_BS, (logits_BSV, targets_BS, lse_BS)
 
 

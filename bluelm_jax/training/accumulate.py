@@ -50,6 +50,12 @@ def batches(knots: Sequence[tuple[int, int]], step: int) -> int:
   return [count for at, count in knots if at <= step][-1]
 
 
+def total(knots: Sequence[tuple[int, int]], steps: int) -> int:
+  """Batches of the first `steps` steps."""
+  ends = [at for at, _ in knots[1:]] + [steps]
+  return sum(count * max(min(end, steps) - at, 0) for (at, count), end in zip(knots, ends))
+
+
 def most(knots: Sequence[tuple[int, int]]) -> int:
   return max(count for _, count in knots)
 

@@ -17,7 +17,8 @@ _GREATEST = 1e38  # of float32
 _ROUNDED = 1 - 2**-8  # bfloat16 has 8 bits: what shrinks by less than half of the last stays what it was
 _RULES = (
     ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31,
-     ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks", "spikes.window", "spikes.warmup", "spikes.patience", "evaluate.batches", "profile.steps")),
+     ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks", "distill.top_k", "spikes.window", "spikes.warmup", "spikes.patience",
+      "evaluate.batches", "profile.steps")),
     ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62,
      ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every", "watch.every", "spikes.rollbacks",
       "evaluate.every")),
@@ -29,7 +30,7 @@ _RULES = (
     ("from 0 to 1", lambda v: 0 <= v <= 1, ("schedule.decay_share", "data.max_bad_share", "distill.share")),
 )
 _EXECUTION = {"attention": api.IMPLEMENTATIONS, "context_parallel": ring.STRATEGIES, "remat": remat.POLICIES}
-_OBJECTIVES = ("lm", "dense", "distill", "prune")
+_OBJECTIVES = ("lm", "dense", "distill", "prune", "teach")
 _OPEN = ("sources", "lr_factors", "groups")  # parts of a config whose keys a user chooses
 
 
@@ -78,8 +79,9 @@ def execution(config) -> None:
 
 def trains(config) -> None:
   """Raises ValueError on a stage without a train step."""
-  if config.objective == "prune":
-    raise ValueError(f"the stage {config.name} prunes and has no train step; name a stage that trains")
+  for objective, does in (("prune", "prunes"), ("teach", "stores a teacher's words")):
+    if config.objective == objective:
+      raise ValueError(f"the stage {config.name} {does} and has no train step; name a stage that trains")
 
 
 def values(config, model_config, tokenizer) -> None:

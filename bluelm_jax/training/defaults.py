@@ -14,13 +14,15 @@ def stage() -> ml_collections.ConfigDict:
   c.preset = config_dict.placeholder(str)  # a name of models.presets; "" takes the model and tokenizer of init_from
   c.yarn = 1.0  # YaRN stretches the context to this many times the preset's; with preset "", to so many times that of init_from before any YaRN, and 1 leaves it
   c.seed = 0
-  c.steps = 1000  # of training; batches of calibration where the objective is "prune"
+  c.steps = 1000  # of training; batches where the objective is "prune" or "teach"
   c.init_from = ""  # a checkpoint (anything load_pretrained reads); "" starts from random weights. A recipe sets it after its first stage
   c.init_vision = ""  # a checkpoint of a vision tower alone, whose weights go before those of init_from; "" takes none
   # "lm" predicts the next token, "dense" trains visual tokens to name what they show, "distill" follows a teacher, too;
-  # "prune" trains nothing and cuts the model of init_from down to the preset.
+  # "prune" trains nothing and cuts the model of init_from down to the preset; "teach" stores what a teacher says of the batches.
   c.objective = "lm"
   c.distill = ml_collections.ConfigDict()  # see training.losses.distilled_losses
+  c.distill.stored = ""  # what such a checkpoint said of this stage's batches, instead: the --workdir of configs/stages/teach.py
+  c.distill.top_k = 32  # likeliest tokens that are stored of each position
   c.distill.teacher = ""  # a checkpoint (anything load_pretrained reads) with the student's tokenizer; in a recipe, also the name of an earlier stage
   c.distill.temperature = 1.0
   c.distill.share = 0.5  # of the divergence from the teacher in the loss; the rest is cross-entropy

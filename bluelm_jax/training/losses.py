@@ -1,6 +1,6 @@
 """Losses of every token of a batch, by objective.
 
-Shapes: B batch, S sequence, D width, E the teacher's width, V vocabulary.
+Shapes: B batch, S sequence, D width, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import jax
 
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.kernels import chunked_losses
+from bluelm_jax.kernels import chunked_top
 from bluelm_jax.kernels.cross_entropy import token_log_probs
 from bluelm_jax.models.decoder import logits
 from bluelm_jax.sharding import rules
@@ -19,12 +20,12 @@ class Distillation(NamedTuple):
   """What the objective "distill" adds.
 
   Attributes:
-    teacher: its module; its parameters come with every step.
+    teacher: its module, whose parameters come with every step; None where a store's words come with every batch.
     temperature: of both distributions in the divergence.
     share: of the divergence in the loss; the rest is cross-entropy.
   """
 
-  teacher: nn.Module
+  teacher: nn.Module | None
   temperature: float
   share: float
 
@@ -63,15 +64,18 @@ def token_losses(model, params, batch: PackedBatch, objective: str = "lm", chunk
 def distilled_losses(model, params, batch: PackedBatch, distillation: Distillation, teacher_params, chunks: int = 1):
   """Of every target (1 - share) cross-entropy + share temperature^2 KL(teacher || student), weighted, float32 [B, S].
 
-  As Hinton et al. have it (arXiv 1503.02531): the factor keeps the divergence's gradients in scale with the other's.
+  As Hinton et al. have it (arXiv 1503.02531): the factor keeps the divergence's gradients in scale with the other's. Of a
+  stored teacher, the divergence is that of its likeliest tokens and all others together.
 
   Returns:
     the losses, and their parts by name, weighted too, in nats: "cross_entropy", and "divergence" without its factors.
   """
   x_BSD, table_DV, _ = apply_batch(model, params, batch, "readout")
-  teacher_BSE, teacher_EV, _ = apply_batch(distillation.teacher, teacher_params, batch, "readout")
-  log_probs_BS, divergence_BS = chunked_losses.distill(
-      x_BSD, table_DV, batch.targets, teacher_BSE, teacher_EV, distillation.temperature, cut(chunks))
+  if distillation.teacher is None:
+    divergence, taught = chunked_top.distill, batch.teacher
+  else:
+    divergence, taught = chunked_losses.distill, apply_batch(distillation.teacher, teacher_params, batch, "readout")[:2]
+  log_probs_BS, divergence_BS = divergence(x_BSD, table_DV, batch.targets, *taught, distillation.temperature, cut(chunks))
   parts = {"cross_entropy": -log_probs_BS * batch.loss_weights, "divergence": divergence_BS * batch.loss_weights}
   share = distillation.share
   return (1 - share) * parts["cross_entropy"] + share * distillation.temperature**2 * parts["divergence"], parts

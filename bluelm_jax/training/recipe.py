@@ -29,6 +29,8 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
   found, directories, line = [], {}, []
   for number, name in enumerate(config.order):
     stage_config = config.stages[name].copy_and_resolve_references()
+    if stage_config.objective == "teach":
+      raise ValueError(f"stages.{name} stores a teacher's words and leaves no weights; run it with python -m bluelm_jax.train")
     start = config.starts.get(name, config.order[number - 1] if number else "")
     if start and start not in directories:
       raise ValueError(f"starts.{name} = {start!r} is no stage before it; use '' for random weights, or one of {', '.join(directories)}")

@@ -36,6 +36,7 @@ from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
 from bluelm_jax.training import spikes
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import store
 from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training import utilization
 from bluelm_jax.training import watch
@@ -66,12 +67,15 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
     from bluelm_jax.training import pruning  # here, as it builds on this module
 
     return pruning.run(config, workdir, life)
+  if config.objective == "teach":
+    from bluelm_jax.training import teaching
+
+    return teaching.run(config, workdir, life)
   before = record.latest_step(workdir)
   source = None if config.preset else workdir if before is not None else _source(config)
   model_config = described_model(config, source)
   model = serialize.build(model_config)
-  shipped, end_ids = (source / "tokenizer.json", hf_config.end_ids(source)) if source else (ASSET, ())
-  tokenizer = Tokenizer(config.tokenizer or shipped, end_ids)
+  tokenizer = own_tokenizer(config, source)
   checks.values(config, model_config, tokenizer)
   if config.init_from and before is None:
     checks.positions(config, model_config, load.description(config.init_from))
@@ -90,6 +94,7 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
   first = jax.process_index() == 0  # of the processes, which all read all examples; it alone writes
   quarantine = workdir / "quarantine.jsonl" if first else None
   batches = loader.batches(config.data.sources, chat, spec, config.seed, config.data.workers, quarantine, config.data.max_bad_share)
+  batches = store.joined(config, batches, spec)
   try_batch(batches, spec)
   held_out = None
   if config.evaluate.every:
@@ -135,6 +140,16 @@ def run(config, workdir, stop_after: int | None = None, life: supervise.Life | N
     loop.export(config, workdir, last)
 
 
+def own_tokenizer(config, source) -> Tokenizer:
+  """The config's tokenizer, or else that of the checkpoint whose model is trained, or the package's own.
+
+  Args:
+    source: where that checkpoint lies; None where the model is a preset.
+  """
+  shipped, end_ids = (source / "tokenizer.json", hf_config.end_ids(source)) if source else (ASSET, ())
+  return Tokenizer(config.tokenizer or shipped, end_ids)
+
+
 def batch_shape(config, model_config, mesh, tokenizer) -> tuple[pack.PackSpec, chat_lib.ChatFormat]:
   """The shapes of a batch and the chat format of a model on a mesh."""
   decoder, shards = getattr(model_config, "decoder", model_config), rules.ways(mesh, "vocab")
@@ -169,7 +184,7 @@ def put_batch(batch: PackedBatch, sharding) -> PackedBatch:
   def put(x):
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-  return PackedBatch(*map(put, batch))
+  return jax.tree.map(put, batch)
 
 
 def described_model(config, source=None):

@@ -18,7 +18,7 @@ from bluelm_jax.training import spikes
 from bluelm_jax.training import watch
 
 
-_BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index", "sources")
+_BY_TOKEN = ("tokens", "targets", "loss_weights", "segment_ids", "positions", "vision_index", "sources", "teacher")
 
 
 class TrainState(NamedTuple):
@@ -35,18 +35,24 @@ class TrainState(NamedTuple):
     return optimizer_lib.merge(self.trainable, self.frozen)
 
 
+def order(batch: PackedBatch, layout: str):
+  """int32 [B, S]: the tokens of each row in the order the context ranks of the mesh hold them; None where that is their own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  ranks = 1 if mesh.empty else rules.ways(mesh, "sequence")
+  return None if ranks == 1 else layouts.order(layout, batch.positions, batch.segment_ids, ranks)
+
+
 def arrange(batch: PackedBatch, layout: str) -> PackedBatch:
-  """The batch with the tokens of each row in the order the context ranks of the mesh hold them.
+  """The batch with the tokens of each row in the order of `order`.
 
   Visual tokens are placed by `vision_index`, which moves along, so this equals permuting after they are placed.
   The loss is a sum over positions and does not change; `layouts.undo` brings other outputs back in order.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  ranks = 1 if mesh.empty else rules.ways(mesh, "sequence")
-  if ranks == 1:
+  order_BS = order(batch, layout)
+  if order_BS is None:
     return batch
-  order_BS = layouts.order(layout, batch.positions, batch.segment_ids, ranks)
-  return batch._replace(**{name: rules.constrain(layouts.permute(getattr(batch, name), order_BS), "batch", "sequence") for name in _BY_TOKEN})
+  move = lambda x: rules.constrain(layouts.permute(x, order_BS), "batch", "sequence", *[None] * (x.ndim - 2))
+  return batch._replace(**{name: jax.tree.map(move, getattr(batch, name)) for name in _BY_TOKEN})
 
 
 def by_source(values_BS, batch: PackedBatch, sources: int):

@@ -1,4 +1,4 @@
-"""The teacher of a stage whose objective is "distill": what may teach, its description, its parameters on the mesh."""
+"""The teacher of a stage that distils or teaches: what may teach, its description, its parameters on the mesh."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from bluelm_jax.training.losses import Distillation
 
 
 def described(config, student):
-  """The teacher's model, its parameters in the precision in which it computes; None where a stage does not distil.
+  """The teacher's model, its parameters in the precision in which it computes; None where no teacher computes.
 
   Reads its description alone. It attends as `config.execution` says.
 
@@ -25,14 +25,25 @@ def described(config, student):
     student: the stage's model.
 
   Raises:
-    ValueError: a teacher that cannot teach this student on the stage's batches.
+    ValueError: a teacher, or a store of its words, that cannot teach this student on the stage's batches.
   """
-  teacher = config.distill.teacher
-  if (config.objective == "distill") != bool(teacher):
-    raise ValueError(f"objective {config.objective!r} and distill.teacher {teacher!r} do not go together; set a teacher with distill, and none with another")
-  if not teacher:
+  online, stored = config.distill.teacher, config.distill.stored
+  if stored and (online or config.objective != "distill"):
+    raise ValueError(f"distill.stored {stored} takes the teacher's place in a stage that distils; set objective = \"distill\" and empty distill.teacher")
+  if (config.objective in ("distill", "teach")) != bool(online or stored):
+    raise ValueError(f"objective {config.objective!r} and distill.teacher {online!r} do not go together; set a teacher with distill or teach, and none with another")
+  if not online and not stored:
     return None
-  found, where = load.description(teacher), f"distill.teacher {teacher}"
+  found = _fitting(config, student, *(("distill.stored", stored) if stored else ("distill.teacher", online)))
+  if stored:
+    return None
+  asked = {name: config.execution[name] for name in ("attention", "context_parallel") if config.execution[name]}
+  return config_lib.with_execution(_held(found), **asked)
+
+
+def _fitting(config, student, key: str, path: str):
+  """The description of the teacher that `key` names; ValueError where it cannot teach this student."""
+  found, where = load.description(path), f"{key} {path}"
   if isinstance(found, VisionConfig):
     raise ValueError(f"{where} is a vision tower and predicts no tokens; use a language model or a BlueLM")
   decoder, own = getattr(found, "decoder", found), getattr(student, "decoder", student)
@@ -42,8 +53,9 @@ def described(config, student):
     raise ValueError(f"data.length {config.data.length} exceeds the context of {where}, {decoder.context}; lower it")
   if config.data.tile_slots and _tiles(found) != _tiles(student):
     raise ValueError(f"{where} does not see images in the student's tiles; set data.tile_slots = 0, or use a BlueLM with the same tiles")
-  asked = {name: config.execution[name] for name in ("attention", "context_parallel") if config.execution[name]}
-  return config_lib.with_execution(_held(found), **asked)
+  if config.distill.top_k > own.vocab_size:
+    raise ValueError(f"distill.top_k {config.distill.top_k} exceeds the vocabulary of {own.vocab_size}; lower it")
+  return found
 
 
 def _tiles(model_config):
@@ -61,9 +73,11 @@ def _held(model_config):
 
 def check(config, student, tokenizer: Tokenizer) -> None:
   """Raises ValueError on a teacher that cannot teach this student, or whose tokenizer gives tokens other ids."""
-  if described(config, student) is None:
+  described(config, student)
+  named = config.distill.teacher or config.distill.stored
+  if not named:
     return
-  own = Tokenizer(load.checkpoint_directory(config.distill.teacher) / "tokenizer.json")
+  own = Tokenizer(load.checkpoint_directory(named) / "tokenizer.json")
   if own.ids() != tokenizer.ids():
     raise ValueError(f"{own.path} and {tokenizer.path} give tokens different ids; use a teacher with the student's tokenizer")
 
@@ -71,11 +85,13 @@ def check(config, student, tokenizer: Tokenizer) -> None:
 def distillation(config, student) -> Distillation | None:
   """What the train step is to know; None where a stage does not distil."""
   model_config = described(config, student)
-  return model_config and Distillation(serialize.build(model_config), config.distill.temperature, config.distill.share)
+  if config.objective != "distill":
+    return None
+  return Distillation(model_config and serialize.build(model_config), config.distill.temperature, config.distill.share)
 
 
 def abstract(config, student, mesh):
-  """Shapes of its parameters with the shardings that the rule table gives them; None where a stage does not distil."""
+  """Shapes of its parameters with the shardings that the rule table gives them; None where no teacher computes."""
   model_config = described(config, student)
   if model_config is None:
     return None
@@ -85,7 +101,7 @@ def abstract(config, student, mesh):
 
 
 def params(config, student, mesh):
-  """Its parameters on the mesh, read one by one; None where a stage does not distil."""
+  """Its parameters on the mesh, read one by one; None where no teacher computes."""
   like = abstract(config, student, mesh)
   if like is None:
     return None

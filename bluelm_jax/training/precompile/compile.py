@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bluelm_jax.data import pack
 from bluelm_jax.data.batch import PackedBatch
+from bluelm_jax.data.batch import Top
 from bluelm_jax.data.tokenizer import ASSET
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import serialize
@@ -17,6 +18,7 @@ from bluelm_jax.training import checks
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import store
 from bluelm_jax.training import teacher as teacher_lib
 
 
@@ -62,6 +64,8 @@ def describe(config, devices) -> Described:
   _, shapes, shardings = stage.abstract_state(config, model, tx, mesh)
   place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   state, batch = jax.tree.map(place, shapes, shardings), abstract_batch(spec, rules.batch_sharding(mesh))
+  if config.distill.stored:
+    batch = batch._replace(teacher=abstract_top(config, model.config, rules.batch_sharding(mesh)))
   teacher = teacher_lib.abstract(config, model.config, mesh)
   if accumulate.most(config.data.accumulate) == 1:
     return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, teacher, None)
@@ -85,6 +89,13 @@ def compile_stage(config, devices) -> Compiled:
   with jax.set_mesh(d.mesh):
     program = d.step.lower(*d.arguments).compile()
   return Compiled(program, d, time.perf_counter() - start)
+
+
+def abstract_top(config, model_config, sharding=None) -> Top:
+  """Shapes and dtypes of what a store gives to a batch."""
+  vocabulary, k = getattr(model_config, "decoder", model_config).vocab_size, config.distill.top_k
+  struct = lambda dtype, columns: jax.ShapeDtypeStruct((config.data.rows, config.data.length, columns), dtype, sharding=sharding)
+  return Top(struct(jnp.float16, k + 1), struct(store.id_type(vocabulary), k))
 
 
 def abstract_batch(spec: pack.PackSpec, sharding=None) -> PackedBatch:

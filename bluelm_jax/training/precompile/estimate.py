@@ -96,7 +96,7 @@ def estimate(compiled: Compiled, config, model_config, chip: Chip) -> Estimate:
   if teacher:
     model += flops_lib.forward(teacher, packed)
     recomputed += flops_lib.output(teacher, packed.tokens)
-  if teacher or config.loss_chunks > 1:
+  if config.objective == "distill" or config.loss_chunks > 1:
     recomputed += flops_lib.output(model_config, packed.tokens)
   work = model + recomputed
   useful = spec.length / (spec.length + min(_BLOCK, spec.length))
