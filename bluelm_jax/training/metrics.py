@@ -100,10 +100,13 @@ def drop_torn(path: pathlib.Path) -> None:
 
 
 def read(workdir) -> list[dict]:
-  """The lines of a stage's metrics.jsonl, one a step: an evaluation joins its step's, and a resumed step replaces what it says again."""
+  """The lines of a stage's metrics.jsonl, one a step: an evaluation joins its step's, and a resumed step replaces what it says again.
+
+  Without a "loss" where no step since the line before counted.
+  """
   lines = (pathlib.Path(workdir) / _FILE_NAME).read_text().splitlines()
   by_step = {}
   for line in lines:
     record = json.loads(line)
     by_step[record["step"]] = by_step.get(record["step"], {}) | record
-  return [by_step[s] for s in sorted(by_step) if "loss" in by_step[s]]
+  return [by_step[s] for s in sorted(by_step) if "padding" in by_step[s]]  # others are evaluations of steps without a line

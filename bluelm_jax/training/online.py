@@ -59,7 +59,7 @@ def jit_losses(config, model, mesh):
   loss_sum = state_lib.make_loss(model, len(config.evaluate.sources), objective, config.loss_chunks)
 
   def losses(trainable, frozen, batch):
-    _, counts = loss_sum(trainable, frozen, state_lib.arrange(batch, config.layout))
+    _, (counts, _) = loss_sum(trainable, frozen, state_lib.arrange(batch, config.layout))
     return counts["loss_sums"], counts["loss_weights"]
 
   kind = mesh.devices.flat[0].device_kind

@@ -116,7 +116,7 @@ def _store(config, top, params, batches, spec, mesh, workdir, first, life, asked
       if number == first:
         metrics.start(step)  # compiled now; leave it out of the rates
       life.beat(step)
-      leave = asked(step)
+      leave = asked()
       if leave or step == config.steps or step - begin == _a_file(config, found):
         state = {"data": data_state, "groups": spec.groups}
         store.save(workdir, begin, step, rows, jax.process_index(), jax.process_count(), state)
