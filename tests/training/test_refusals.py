@@ -35,6 +35,8 @@ def text():
     ("optimizer.moment_dtype", "float16", "optimizer.moment_dtype 'float16' is unknown; use bfloat16"), ("optimizer.decayed", ("vison/.*",), "optimizer.decayed pattern 'vison/.*' matches no parameter"),
     ("schedule.horizon", -1, "schedule.horizon -1 must be at least 0"), ("schedule.offset", -1, "schedule.offset -1 must be at least 0"),
     ("schedule.continues", True, "only a recipe counts the steps before"), ("schedule", dict(kind="multistep", final=0.0), "multistep would learn nothing"),
+    ("spikes.factor", 1.0, "spikes.factor 1.0 must be over 1, or 0"), ("spikes.patience", 0, "spikes.patience 0 must be at least 1"),
+    ("spikes.warmup", 0, "spikes.warmup 0 must be at least 1"), ("spikes.rollbacks", -1, "spikes.rollbacks -1 must be at least 0"), ("watch.every", -1, "watch.every -1"),
     ("optimizer", dict(moment_dtype="bfloat16", b2=0.999), "round every decay of a moment away; lower them or use float32")])
 def test_a_stage_refuses(key, value, words, tmp_path):
   config = text()
