@@ -17,8 +17,7 @@ _GREATEST = 1e38  # of float32
 _ROUNDED = 1 - 2**-8  # bfloat16 has 8 bits: what shrinks by less than half of the last stays what it was
 _RULES = (
     ("at least 1 and below 2**31", lambda v: 1 <= v < 2**31,
-     ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks", "distill.top_k", "spikes.window", "spikes.warmup", "spikes.patience",
-      "evaluate.batches", "profile.steps")),
+     ("steps", "log_every", "checkpoint_every", "keep", "loss_chunks", "distill.top_k", "spikes.patience", "evaluate.batches")),
     ("at least 0 and below 2**62", lambda v: 0 <= v < 2**62,
      ("seed", "schedule.warmup", "schedule.horizon", "schedule.offset", "data.workers", "keep_every", "export_every", "watch.every", "spikes.rollbacks",
       "evaluate.every")),
@@ -118,8 +117,6 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError("schedule.final is 0, and multistep would learn nothing from 80 % of the steps on; raise it")
   if config.schedule.continues and not config.schedule.offset:
     raise ValueError("schedule.continues is set, but only a recipe counts the steps before; set schedule.offset instead")
-  if not -1 <= config.profile.start < config.steps:
-    raise ValueError(f"profile.start {config.profile.start} is before no step of {config.steps}; use one from 0 to {config.steps - 1}, or -1 for no trace")
   accumulate.check(config.data.accumulate)
   for name, f in config.optimizer.lr_factors.items():
     if not isinstance(f, ConfigDict) or set(f) - {"layer_decay"} != {"path", "factor"} or not isinstance(f.factor, (int, float)) or not 0 <= f.factor < math.inf:

@@ -62,8 +62,6 @@ def stage() -> ml_collections.ConfigDict:
 
   c.spikes = ml_collections.ConfigDict()  # steps whose update is left out; see training.spikes. Those without a finite loss or gradient always are
   c.spikes.factor = 10.0  # gradient norms over so many times their running mean are left out too; 0 leaves out none
-  c.spikes.window = 100  # steps, of that mean
-  c.spikes.warmup = 100  # steps before it is asked
   c.spikes.patience = 5  # such steps in a row send the run back to its last checkpoint, to go on with the data behind them
   c.spikes.rollbacks = 3  # without progress; then the run stops
 
@@ -76,9 +74,6 @@ def stage() -> ml_collections.ConfigDict:
   c.evaluate.every = 0  # steps; the last is evaluated too. 0 never evaluates
   c.evaluate.batches = 8  # of data.rows rows, always the same; fewer where the sources end before (epochs, caps)
   c.evaluate.sources = ml_collections.ConfigDict()  # as data.sources, of shards that are not trained on
-  c.profile = ml_collections.ConfigDict()  # a trace for xprof, in profiles/STEP; a file `profile` in the workdir asks for one, too
-  c.profile.start = -1  # the step after which it begins; -1 for none
-  c.profile.steps = 5  # that are traced
   c.log_every = 20
   c.watch = ml_collections.ConfigDict()
   c.watch.every = 0  # steps between looks at norms, activations and learning rates; see training.watch. 0 takes none

@@ -23,7 +23,7 @@ KINDS = {
     "input": "waiting for batches; where the device still computes meanwhile, more than is lost",
     "checkpoint": "waiting for saves",
     "evaluation": "the loss on held-out data, its compiling too",
-    "lost": "steps that a later process made again",
+    "lost": "steps that were made again, by a later process or after going back from bad ones",
     "restart": "from the last line of a process that failed to the start of the next: steps since, the silence, the pause",
 }
 
@@ -33,7 +33,8 @@ class Clock:
 
   def __init__(self, workdir, life: Life):
     self._file, self._life, self._since = pathlib.Path(workdir) / FILE_NAME, life, life.began
-    self._seconds = dict.fromkeys(("start", "restore", "compile", "input", "checkpoint", "evaluation", "steps"), 0.0)
+    self._written = []  # (step, seconds of steps by then)
+    self._seconds = dict.fromkeys(("start", "restore", "compile", "input", "checkpoint", "evaluation", "lost", "steps"), 0.0)
 
   def mark(self, kind: str) -> float:
     """What passed since the last mark was of this kind; returns its seconds."""
@@ -42,8 +43,16 @@ class Clock:
     self._seconds[kind] += passed
     return passed
 
+  def went_back(self, step: int) -> None:
+    """What was done since `step` will be made again."""
+    self._written = [(at, seconds) for at, seconds in self._written if at <= step]
+    kept = self._written[-1][1] if self._written else 0.0
+    self._seconds["lost"] += self._seconds["steps"] - kept
+    self._seconds["steps"] = kept
+
   def write(self, step: int) -> None:
     """Appends a line: `step` is reached, or is where the work begins. The first of several processes does."""
+    self._written.append((step, self._seconds["steps"]))
     if jax.process_index():
       return
     line = {"began": self._life.began, "restarted": self._life.restarted, "time": time.time(), "step": step, "seconds": self._seconds}
@@ -66,7 +75,7 @@ def read(workdir) -> dict[str, float]:
     first, last = lives[number][0], lives[number][-1]
     for kind, seconds in last["seconds"].items():
       totals[kind] += seconds
-    good = max((r["seconds"]["steps"] for r in lives[number] if r["step"] <= kept), default=0.0)
+    good = [0.0, *(r["seconds"]["steps"] for r in lives[number] if r["step"] <= kept)][-1]
     totals["lost"] += last["seconds"]["steps"] - good
     totals["steps"] -= last["seconds"]["steps"] - good
     kept = min(kept, first["step"])  # what lies beyond was made again from here

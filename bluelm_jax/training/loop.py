@@ -78,6 +78,8 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       if count > 1:
         state, sums, values = several.apply(state, sums)
       step += 1
+      if config.watch.every and step % config.watch.every:
+        del values["watch"]  # zeros
       pending.append(_Step(step, {**values, "batches": count}, placed, batches.get_state()))
       if (count == 1) not in compiled:  # now it is; leave it out of the rates
         clock.mark("compile")
@@ -104,11 +106,13 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
           batches.set_state(next(s.data_state for v, s in zip(values, pending) if v["bad_in_a_row"] >= rule.patience))
           state = spikes.go_back(rule, checkpoints, state, file)
           step, row = int(state.step), 0
+          clock.went_back(step)
           saves, wanted = step == last or leave, False
           _remove_exports(workdir, step)
           evaluation.forget_after(step)
           metrics.start(step)
           clock.mark("restore")
+          clock.write(step)
         pending, waits = [], []
       if saves and (not row or step == last or leave or wanted):  # what is kept is not pushed out by steps that learn nothing
         clock.mark("steps")
@@ -165,9 +169,9 @@ def _remove_exports(workdir, step) -> None:
 
 def _log(metrics, meter, config, step, values, spec, of_sources):
   """Averages loss over the tokens of good steps, not over steps, all and by source; beside it stands what the sources have given until now."""
-  first, good = step - len(values) + 1, [v for v in values if not v["bad_in_a_row"]]
-  for at, v in enumerate(values, first):
-    if config.watch.every and at % config.watch.every == 0:
+  good = [v for v in values if not v["bad_in_a_row"]]
+  for at, v in enumerate(values, step - len(values) + 1):
+    if "watch" in v:
       metrics.watch(at, watch.scalars(v["watch"]))
   total = lambda key, of: np.sum([v[key] for v in of], axis=0, dtype=np.float64)
   scalars = {

@@ -1,4 +1,4 @@
-"""Traces of a stage's steps, asked for by its config or while it runs."""
+"""Traces of a stage's steps, asked for while it runs."""
 
 import pathlib
 import sys
@@ -15,7 +15,7 @@ _STEPS = 5  # of an empty request
 class Profiles:
   """Traces steps with jax.profiler into `workdir/profiles/STEP`, STEP being the first of them; each of several processes into a folder of its own.
 
-  The config's `profile` asks for a trace, or at any time a file named `profile` in the workdir, which is looked for at
+  A file named `profile` in the workdir asks for a trace at any time, which is looked for at step 0 and at
   every log line and removed. Call `follow` before every step and `close` at the end.
   """
 
@@ -30,9 +30,7 @@ class Profiles:
       self._stop()
     if self._directory:
       return
-    if step == self._config.profile.start:
-      self._start(step, self._config.profile.steps)
-    elif step % self._config.log_every == 0 and (steps := together.first_says(self._requested())):
+    if step % self._config.log_every == 0 and (steps := together.first_says(self._requested())):
       self._start(step, steps)
 
   def close(self) -> None:

@@ -20,7 +20,7 @@ _ORIGINS = {
 # How a stage is computed, printed and saved; what it learns does not depend on these.
 _FREE = (
     "name", "mesh", "zero", "layout", "execution", "loss_chunks", "log_every", "watch", "checkpoint_every", "keep", "keep_every", "export_every",
-    "evaluate", "profile", "data.workers", "data.max_bad_share")
+    "evaluate", "data.workers", "data.max_bad_share")
 
 
 def latest_step(workdir) -> int | None:

@@ -19,21 +19,21 @@ FILE_NAME = "spikes.jsonl"
 
 
 class Rule(NamedTuple):
-  """When a step is bad: `config.spikes`.
+  """When a step is bad: `config.spikes`, and what it leaves to us.
 
   Attributes:
     factor: times the running mean that a gradient norm may be; 0 asks only whether numbers are finite.
-    window: steps over which the mean runs.
-    warmup: good steps before the first norm is judged, at least 1.
     patience: bad steps in a row after which the run goes back.
     rollbacks: that may follow each other without progress.
+    window: steps over which the mean runs.
+    warmup: good steps before the first norm is judged, at least 1.
   """
 
   factor: float
-  window: int
-  warmup: int
   patience: int
   rollbacks: int
+  window: int = 100
+  warmup: int = 100
 
 
 class Guard(NamedTuple):

@@ -4,7 +4,7 @@ All is computed inside the step's one program, under a condition on the step's n
 twice, for minutes at full size. The price of the condition is the optimizer's update, made once more on a watched step: kept for
 both, it would lie in memory on all of them.
 
-Shapes: B batch, S sequence, L layers.
+Shapes: B batch, S sequence, D width, L layers; tiles and their patches stand for B and S in a vision tower.
 """
 
 import re
@@ -21,8 +21,8 @@ from bluelm_jax.training import optimizer as optimizer_lib
 
 # Groups where a config names none, as far as they match: all, then by part and by kind.
 GROUPS = {
-    "all": ".*", "vision": "vision/.*", "adapter": "adapter/.*", "decoder": "(decoder/)?(layers|embedding|lm_head|final_norm).*",
-    "embedding": ".*(embedding|lm_head|position|tile_places)", "attention": ".*/attention/.*|attention/.*", "mlp": ".*/mlp/.*", "norms": ".*_norm/.*"}
+    "all": ".*", "vision": "vision/.*", "adapter": "adapter/.*", "decoder": "decoder/.*",
+    "tables": ".*(embedding|lm_head|position|tile_places)", "attention": ".*/attention/.*", "mlp": ".*/mlp/.*", "norms": ".*_norm/.*"}
 _TAPS = {"block": "decoder", "tiles": "vision"}  # taps on what a layer puts out, and the part of the model whose layer it is
 _MOMENTS = {"mu": "first_moment", "trace": "first_moment", "nu": "second_moment"}  # optax's names; Muon has the first alone
 
@@ -109,7 +109,8 @@ def _moments(opt_state, trainable) -> dict[str, dict[str, jax.Array]]:
 
 
 class Taps:
-  """Stands in for a model in a loss: its `apply` leaves sums over what each layer puts out in `found`, zeros where not watched.
+  """Stands in for a model in a loss: its `apply` leaves sums over what each layer puts out in `found`; where not watched, all but
+  "count" are 0.
 
   Padding tokens do not count; empty tile slots do. By part of the model, float32 [L]: "squares" and "count" of the numbers, and the
   "largest" size of one.
@@ -133,15 +134,16 @@ class Taps:
     if isinstance(module, layers.Tap) and module.name in _TAPS:
       x = jax.lax.stop_gradient(args[-1])
       real = self._real_BS if module.name == "block" else jnp.ones(x.shape[:2], bool)
-      sums = jax.lax.cond(self._watched, _sums, lambda *_: dict.fromkeys(("squares", "count", "largest"), jnp.float32(0)), x, real)
-      for name, value in sums.items():
+      sums = jax.lax.cond(self._watched, _sums, lambda *_: {"squares": jnp.float32(0), "largest": jnp.float32(0)}, x, real)
+      for name, value in {**sums, "count": jnp.sum(real, dtype=jnp.float32) * x.shape[-1]}.items():
         module.sow("intermediates", name, value, reduce_fn=lambda _, x: x, init_fn=lambda: None)
     return call(*args, **kwargs)
 
 
-def _sums(x, real) -> dict[str, jax.Array]:
-  sizes = jnp.where(real[..., None], jnp.abs(x.astype(jnp.float32)), 0.0)
-  return {"squares": jnp.sum(sizes * sizes), "count": jnp.sum(real, dtype=jnp.float32) * x.shape[-1], "largest": jnp.max(sizes)}
+def _sums(x_BSD, real_BS) -> dict[str, jax.Array]:
+  of_tokens = lambda values_BS: jnp.where(real_BS, values_BS, 0.0)
+  sizes_BSD = jnp.abs(x_BSD.astype(jnp.float32))
+  return {"squares": jnp.sum(of_tokens(jnp.sum(sizes_BSD**2, axis=-1))), "largest": jnp.max(of_tokens(jnp.max(sizes_BSD, axis=-1)))}
 
 
 def join(a: dict, b: dict) -> dict:

@@ -23,6 +23,20 @@ def test_seconds_add_up(tmp_path, monkeypatch):
   assert goodput.line([tmp_path / "nothing"]) == "no goodput recorded"
 
 
+def test_what_is_made_again_after_going_back_is_lost(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "time", lambda: now[0])
+  clock = goodput.Clock(tmp_path, supervise.Life(began=0.0))
+  for seconds, step, back in ((3, 1, None), (4, 3, 1), (2, 2, None), (6, 5, None)):
+    now[0] += seconds
+    clock.mark("steps")
+    clock.write(step)
+    if back:
+      clock.went_back(back)
+      clock.write(back)
+  assert goodput.read(tmp_path) == dict.fromkeys(goodput.KINDS, 0.0) | {"steps": 11, "lost": 4}
+
+
 @pytest.mark.parametrize("lives,expected", [
     # (began, restarted, (time, step, seconds of steps) of each line)
     ([(0, False, [(1, 0, 0), (5, 4, 4), (8, 7, 7)]), (20, True, [(21, 4, 0), (25, 8, 4)])], {"steps": 8, "lost": 3, "restart": 12}),

@@ -17,11 +17,10 @@ def traced(monkeypatch):
   return found
 
 
-def follow(workdir, traced, first, last, requests=(), **asked):
+def follow(workdir, traced, first, last, requests=()):
   """Steps after `first` up to `last`; requests are (step, text)."""
   c = faulty.config()
   c.log_every = 2
-  c.profile.update(asked)
   profiles = profiling.Profiles(c, workdir)
   for step in range(first, last):
     for at, text in requests:
@@ -35,16 +34,10 @@ def follow(workdir, traced, first, last, requests=(), **asked):
     trace[1:] = [last] if trace[1:] == [None] else trace[1:]
 
 
-def test_by_config(traced, tmp_path):
-  follow(tmp_path, traced, 0, 12, start=3, steps=4)
-  follow(tmp_path, traced, 8, 12, start=3, steps=4)  # resumed behind it
-  follow(tmp_path, traced, 8, 12, start=10, steps=4)  # longer than the stage
-  assert traced == [[4, 7], [11, 12]]
-
-
 def test_on_request(traced, tmp_path, capsys):
   """Looked for at every second step; one that comes while another is made waits."""
   follow(tmp_path, traced, 0, 20, requests=[(1, "3"), (4, "")])
-  assert traced == [[3, 5], [7, 11]] and not (tmp_path / profiling.REQUEST).exists()
+  follow(tmp_path, traced, 8, 12, requests=[(10, "4")])  # longer than the stage
+  assert traced == [[3, 5], [7, 11], [11, 12]] and not (tmp_path / profiling.REQUEST).exists()
   follow(tmp_path, traced, 20, 24, requests=[(20, "some"), (22, "0")])
-  assert len(traced) == 2 and capsys.readouterr().err.count("write a number of steps over 0 into it") == 2
+  assert len(traced) == 3 and capsys.readouterr().err.count("write a number of steps over 0 into it") == 2

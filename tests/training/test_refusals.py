@@ -38,7 +38,8 @@ def text():
     ("evaluate.every", -1, "evaluate.every -1 must be at least 0"), ("evaluate.every", 5, "there are no evaluate.sources; name held-out shards"),
     ("evaluate.batches", 0, "evaluate.batches 0 must be at least 1"),
     ("evaluate.sources", dict(held=dict(kind="prose")), "data source 'held' has unknown kind 'prose'"),
-    ("profile.start", 600, "profile.start 600 is before no step of 600; use one from 0 to 599"), ("profile.steps", 0, "profile.steps 0 must be at least 1"),
+    ("spikes.factor", 1.0, "spikes.factor 1.0 must be over 1, or 0"), ("spikes.patience", 0, "spikes.patience 0 must be at least 1"),
+    ("watch.every", -1, "watch.every -1"),
     ("optimizer", dict(moment_dtype="bfloat16", b2=0.999), "round every decay of a moment away; lower them or use float32")])
 def test_a_stage_refuses(key, value, words, tmp_path):
   config = text()
