@@ -20,7 +20,7 @@ class Profiles:
   """
 
   def __init__(self, config, workdir):
-    self._config, self._workdir = config, pathlib.Path(workdir)
+    self._workdir, self._every = pathlib.Path(workdir), config.log_every
     self._directory, self._end = None, 0
 
   def follow(self, step: int, state) -> None:
@@ -30,7 +30,7 @@ class Profiles:
       self._stop()
     if self._directory:
       return
-    if step % self._config.log_every == 0 and (steps := together.first_says(self._requested())):
+    if step % self._every == 0 and (steps := together.first_says(self._requested())):
       self._start(step, steps)
 
   def close(self) -> None:

@@ -5,6 +5,8 @@ import pathlib
 import sys
 import time
 
+import jax
+
 from bluelm_jax import supervise
 from bluelm_jax.training import goodput
 from bluelm_jax.training import record
@@ -64,10 +66,11 @@ def run(config, workdir, life: supervise.Life | None = None) -> None:
     before = time.monotonic()
     stage.run(stage_config, directory, life=life)
     life = life and life.next()
-    done = pathlib.Path(directory) / _DONE
-    temporary = done.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"steps": stage_config.steps, "seconds": round(time.monotonic() - before, 1)}))
-    temporary.rename(done)
+    if jax.process_index() == 0:
+      done = pathlib.Path(directory) / _DONE
+      temporary = done.with_suffix(".tmp")
+      temporary.write_text(json.dumps({"steps": stage_config.steps, "seconds": round(time.monotonic() - before, 1)}))
+      temporary.rename(done)
   print(f"recipe: {time.monotonic() - started:.0f} s; all stages: {goodput.line([d for _, d, _ in found])}", file=sys.stderr)
 
 

@@ -5,54 +5,17 @@
 One of the two is killed, at a random moment; the other, which would wait for it, is then ended as a scheduler would.
 """
 
-import os
 import pathlib
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 
-from tests.training import faulty
+from tests.training import several
 
 STEPS_A_KILL = 40  # more than are made between two kills
 PATIENCE = 240.0  # seconds for two processes to make a step
-
-
-def train(index: str, port: str, steps: str, *workdirs: str) -> None:
-  import jax
-
-  from bluelm_jax.training import stage
-
-  jax.config.update("jax_num_cpu_devices", 1)
-  jax.distributed.initialize(coordinator_address=f"127.0.0.1:{port}", num_processes=2, process_id=int(index))
-  faulty.add_preset()
-  config = faulty.config()
-  config.steps, config.checkpoint_every = int(steps), 4
-  for workdir in workdirs:
-    stage.run(config, workdir)
-
-
-def launch(steps: int, *workdirs) -> list[subprocess.Popen]:
-  """Two processes with a device each."""
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  command = [sys.executable, "-m", "tests.bench.kills", "--train"]
-  rest = [str(port), str(steps), *map(str, workdirs)]
-  return [
-      subprocess.Popen([*command, str(i), *rest], cwd=faulty.ROOT, env={**os.environ, "XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
-      for i in range(2)]
-
-
-def finish(running: list[subprocess.Popen]) -> None:
-  """Waits; raises with the messages of one that failed."""
-  for process in running:
-    _, errors = process.communicate(timeout=600)
-    if process.returncode:
-      raise RuntimeError(errors[-2000:])
 
 
 def lines(workdir) -> int:
@@ -60,13 +23,20 @@ def lines(workdir) -> int:
   return file.read_text().count("\n") if file.exists() else 0
 
 
-def kill(running, workdir, victim: int, new_lines: int, wait: float) -> None:
-  """Kills one `wait` seconds after so many new lines of the log, then the other; raises where one had ended by itself."""
+def await_lines(running, workdir, new: int) -> None:
+  """Until the log has so many more, or a process has ended."""
   before, started = lines(workdir), time.monotonic()
-  while lines(workdir) < before + new_lines and running[0].poll() is running[1].poll() is None:
+  while lines(workdir) < before + new and all(p.poll() is None for p in running):
     if time.monotonic() - started > PATIENCE:
+      for process in running:
+        process.kill()
       raise RuntimeError("two processes made no step")
     time.sleep(0.01)
+
+
+def kill(running, workdir, victim: int, new_lines: int, wait: float) -> None:
+  """Kills one `wait` seconds after so many new lines of the log, then the other; raises where one had ended by itself."""
+  await_lines(running, workdir, new_lines)
   time.sleep(wait)
   ended = [p.returncode for p in running if p.poll() is not None]
   for process in (running[victim], running[1 - victim]):
@@ -85,12 +55,13 @@ def main(kills: int) -> None:
   print(f"{machine.line()}; {kills} kills, {steps} steps", flush=True)
   with tempfile.TemporaryDirectory() as folder:
     whole, killed = f"{folder}/whole", f"{folder}/killed"
+    job = lambda workdir: {"workdir": workdir, "steps": steps, "data.rows": 2}
     for count in range(1, kills + 1):
       starting = rng.random() < 0.5  # or restoring, or compiling
       before = lines(killed)
-      kill(launch(steps, killed), killed, rng.randrange(2), 0 if starting else rng.randint(1, 12), rng.uniform(0, 20.0 if starting else 0.3))
+      kill(several.launch(job(killed)), killed, rng.randrange(2), 0 if starting else rng.randint(1, 12), rng.uniform(0, 20.0 if starting else 0.3))
       print(f"kill {count}: {lines(killed) - before} steps", flush=True)
-    finish(launch(steps, killed, whole))
+    several.finish(several.launch(job(killed), job(whole)))
     found, expected = ([(r["step"], r["loss"]) for r in metrics.read(w)] for w in (killed, whole))
     same = sum(a == b for a, b in zip(found, expected))
     print(f"{len(expected)} steps, {same} losses as the undisturbed run's; {lines(killed) - len(found)} steps made again")
@@ -100,7 +71,4 @@ def main(kills: int) -> None:
 
 
 if __name__ == "__main__":
-  if sys.argv[1:2] == ["--train"]:
-    train(*sys.argv[2:])
-  else:
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+  main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

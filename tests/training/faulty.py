@@ -18,6 +18,8 @@ ROOT, STEPS = pathlib.Path(__file__).parents[2], 12
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the recipe.")
 _FAULTS = flags.DEFINE_list("faults", [], "One a life: kill, stop, crash, mistake, cut, term, interrupt or orphan, at a step; at 0 before jax is imported.")
+_HOST = flags.DEFINE_integer("host", None, "Of two that train together.")
+_COORDINATOR = flags.DEFINE_integer("coordinator", None, "Port of the first of two hosts; without it there is one.")
 _DEADLINE = flags.DEFINE_float("deadline", 600, "As the recipe's.")
 
 
@@ -63,6 +65,11 @@ def main(argv):
     fault, _, step = (*_FAULTS.value, "")[min(len(lived.read_text()) - 1, len(_FAULTS.value))].partition("@")
   if step == "0":
     happen(fault, workdir, 0)
+  if _COORDINATOR.value:
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.distributed.initialize(coordinator_address=f"127.0.0.1:{_COORDINATOR.value}", num_processes=2, process_id=_HOST.value)
   from bluelm_jax.training import metrics
   from bluelm_jax.training import recipe
 

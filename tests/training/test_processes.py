@@ -1,20 +1,60 @@
-"""Two processes that train one stage together: one is killed, and both go on."""
+"""Several processes that train one stage together: whatever befalls one of them, and however many go on, nothing is lost."""
 
+import signal
+
+import numpy as np
+import pytest
+
+from bluelm_jax import supervise
+from bluelm_jax.models import presets
 from bluelm_jax.training import metrics
+from bluelm_jax.training import online
 from bluelm_jax.training import record
+from bluelm_jax.training import stage
 from tests.bench import kills
+from tests.training import faulty
+from tests.training import several
+from tests.training import test_checkpoints
 
-STEPS = 12
+STEPS, MANY = 12, 10_000
+EVALUATED = {
+    "evaluate.every": 5, "evaluate.batches": 2,
+    "evaluate.sources": {"prose": {"kind": "documents", "path": "assets/text-test.array_record", "share": 1.0}}}
 
 
-def losses(directory):
-  return [(r["step"], r["loss"]) for r in metrics.read(directory)]
+@pytest.fixture(autouse=True)
+def preset(monkeypatch):
+  monkeypatch.setattr(presets, "PRESETS", dict(presets.PRESETS))
+  faulty.add_preset()
 
 
-def test_a_killed_process_costs_steps_and_no_more(tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  kills.kill(kills.launch(STEPS, killed), killed, victim=1, new_lines=5, wait=0.0)
-  assert 5 <= kills.lines(killed) < STEPS
-  kills.finish(kills.launch(STEPS, killed, whole))
-  assert losses(killed) == losses(whole) and [s for s, _ in losses(whole)] == list(range(1, STEPS + 1))
-  assert record.latest_step(killed) == STEPS
+def lines(directory):
+  return [(r["step"], r["loss_tokens"], r["loss"]) for r in metrics.read(directory)]
+
+
+def test_whatever_happens_to_processes(tmp_path):
+  """Two are killed, and find their newest checkpoint cut; then SIGTERM comes to one that adds up batches, and one process goes on."""
+  whole, killed, moved, alone = (tmp_path / name for name in ("whole", "killed", "moved", "alone"))
+  job = lambda workdir: {"workdir": workdir, "steps": STEPS, "checkpoint_every": 2, **EVALUATED}
+  kills.kill(several.launch(job(killed)), killed, victim=1, new_lines=7, wait=0.0)
+  assert 7 <= kills.lines(killed) < STEPS
+  newest = record.latest_step(killed)
+  test_checkpoints.spoil(killed, newest, "cut")
+  long = {"steps": MANY, "checkpoint_every": MANY, "data.accumulate": ((0, 2),)}
+  running = several.launch(job(killed), {**job(whole), "profile.start": 1, "profile.steps": 1}, {"workdir": moved, **long})
+  kills.await_lines(running, moved, 3)
+  running[1].send_signal(signal.SIGTERM)
+  messages = several.finish(running, supervise.GO_ON_LATER)
+
+  assert lines(killed) == lines(whole) and [step for step, *_ in lines(whole)] == list(range(1, STEPS + 1))
+  assert "".join(messages).count(f"warning: checkpoint {newest} is damaged") == 1 and record.latest_step(killed) == STEPS
+  assert online.read(killed) == online.read(whole) and list(online.read(whole)) == [5, 10, STEPS]
+  assert sorted(p.relative_to(whole).parts[:3] for p in whole.rglob("*.xplane.pb")) == [("profiles", "2", f"process-{i}") for i in range(2)]
+  saved = record.latest_step(moved)
+  assert 3 <= saved < MANY and all(f"stopped: text was asked to end and saved step {saved} of {MANY}" in text for text in messages)
+
+  for workdir in (moved, alone):
+    stage.run(several.config(**long), workdir, stop_after=saved + 3)
+  found, expected = (np.array(lines(workdir)) for workdir in (moved, alone))
+  np.testing.assert_array_equal(found[:, :2], expected[:, :2])  # the same examples
+  np.testing.assert_allclose(found[:, 2], expected[:, 2], rtol=1e-5)
