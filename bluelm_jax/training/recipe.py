@@ -26,23 +26,24 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
   reference = config.get("evaluation", {}).get("before", config.order[0])
   if reference not in config.order:
     raise ValueError(f"evaluation.before = {reference!r} is no stage of the order; use {', '.join(config.order)}")
-  for name in set(config.starts) - set(config.order):
+  starts = config.get("starts", {})
+  for name in set(starts) - set(config.order):
     raise ValueError(f"starts.{name} names no stage of the order; use {', '.join(config.order)}")
   found, directories, line = [], {}, []
   for number, name in enumerate(config.order):
     stage_config = config.stages[name].copy_and_resolve_references()
     if stage_config.objective == "teach":
       raise ValueError(f"stages.{name} stores a teacher's words and leaves no weights; run it with python -m bluelm_jax.train")
-    start = config.starts.get(name, config.order[number - 1] if number else "")
+    start = starts.get(name, config.order[number - 1] if number else "")
     if start and start not in directories:
       raise ValueError(f"starts.{name} = {start!r} is no stage before it; use '' for random weights, or one of {', '.join(directories)}")
-    if stage_config.init_from and (start or name in config.starts):
+    if stage_config.init_from and (start or name in starts):
       raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from {start or 'random weights'}; empty it, or run the stage with python -m bluelm_jax.train")
     stage_config.init_from = directories.get(start, stage_config.init_from)
     stage_config.distill.teacher = directories.get(stage_config.distill.teacher, stage_config.distill.teacher)
     directories[name] = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
     found.append((name, directories[name], stage_config))
-    if name not in config.starts:
+    if name not in starts:
       line.append((name, stage_config))
     elif stage_config.schedule.continues:
       raise ValueError(f"stages.{name}.schedule.continues is set, but {name} does not start from the stage before; set schedule.offset and horizon instead")

@@ -9,6 +9,7 @@ from bluelm_jax import supervise
 from bluelm_jax.models import presets
 from bluelm_jax.training import metrics
 from bluelm_jax.training import online
+from bluelm_jax.training import profiling
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
 from tests.bench import kills
@@ -40,8 +41,10 @@ def test_whatever_happens_to_processes(tmp_path):
   assert 7 <= kills.lines(killed) < STEPS
   newest = record.latest_step(killed)
   test_checkpoints.spoil(killed, newest, "cut")
+  whole.mkdir()
+  (whole / profiling.REQUEST).write_text("1")
   long = {"steps": MANY, "checkpoint_every": MANY, "data.accumulate": ((0, 2),)}
-  running = several.launch(job(killed), {**job(whole), "profile.start": 1, "profile.steps": 1}, {"workdir": moved, **long})
+  running = several.launch(job(killed), job(whole), {"workdir": moved, **long})
   kills.await_lines(running, moved, 3)
   running[1].send_signal(signal.SIGTERM)
   messages = several.finish(running, supervise.GO_ON_LATER)
@@ -49,7 +52,7 @@ def test_whatever_happens_to_processes(tmp_path):
   assert lines(killed) == lines(whole) and [step for step, *_ in lines(whole)] == list(range(1, STEPS + 1))
   assert "".join(messages).count(f"warning: checkpoint {newest} is damaged") == 1 and record.latest_step(killed) == STEPS
   assert online.read(killed) == online.read(whole) and list(online.read(whole)) == [5, 10, STEPS]
-  assert sorted(p.relative_to(whole).parts[:3] for p in whole.rglob("*.xplane.pb")) == [("profiles", "2", f"process-{i}") for i in range(2)]
+  assert sorted(p.relative_to(whole).parts[:3] for p in whole.rglob("*.xplane.pb")) == [("profiles", "1", f"process-{i}") for i in range(2)]
   saved = record.latest_step(moved)
   assert 3 <= saved < MANY and all(f"stopped: text was asked to end and saved step {saved} of {MANY}" in text for text in messages)
 
