@@ -18,7 +18,7 @@ def get_config():
   c = defaults.recipe(__file__, (*_LINE, *_CONTROLS), "miniature")
   s = c.stages
   s.distil.distill.teacher = s.distil_decay.distill.teacher = "teacher"
-  s.vision.steps, s.joint.steps, s.sft.steps = 600, 700, 400
+  s.vision.steps, s.joint.steps, s.sft.steps = 400, 500, 300
   s.sft.yarn = 4.0
 
   c.starts.scratch = ""
@@ -30,7 +30,7 @@ def get_config():
   s.joint_longer.steps, s.joint_longer.data.length, s.joint_longer.schedule.warmup = s.reasoning.steps, s.reasoning.data.length, 0
   c.starts.decay_short = "reasoning"  # the rate's fall and the mixture without long rows and YaRN
   s.decay_short.yarn, s.decay_short.data.rows, s.decay_short.data.length = 1.0, 4, 512
-  s.decay_short.data.sources.lookup.lengths = (128, 360)
+  s.decay_short.data.sources.lookup.lengths = (128, 270)
   s.decay_short.steps = s.decay_short.schedule.horizon
 
   c.evaluation.update(

@@ -55,7 +55,7 @@ def get_config(size: str = "miniature_1k"):
   path = "assets/text-train.array_record"
   defaults.fill(
       c.data.sources,
-      lookup=dict(kind="lookup", path=path, share=scaled(long, 0.7), lengths=(length // 4, length - 160), notes=6),
+      lookup=dict(kind="lookup", path=path, share=scaled(long, 0.7), lengths=(length // 4, length - 280), notes=10),
       prose=dict(kind="documents", path=path, share=scaled(long, 0.3)),
       reasoning=dict(kind="reasoning", share=scaled(short, 0.5), styles=dict(long=0.7, short=0.2, none=0.1)),
       screens=dict(

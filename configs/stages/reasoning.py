@@ -29,14 +29,14 @@ def get_config(size: str = "miniature"):
     defaults.fill(c.data.sources, **{n: dict(kind="documents", path=f"data/reasoning/{n}-*.array_record", share=s) for n, s in documents.items()})
     defaults.fill(c.data.sources, **{n: dict(kind="conversations", path=f"data/reasoning/{n}-*.array_record", share=s) for n, s in chats.items()})
     return c
-  c.data.length, c.steps = 512, 400
+  c.data.length, c.steps = 512, 350
   c.schedule.warmup = 0
   defaults.fill(
       c.data.sources,
       reasoning=dict(kind="reasoning", share=0.45, styles=dict(long=0.7, short=0.2, none=0.1)),
       screens=dict(
           kind="screens", path="assets/screens-train.array_record", share=0.25, turns=2, tasks=dict(color=0.6, ground=0.2, list=0.2)),
-      lookup=dict(kind="lookup", path="assets/text-train.array_record", share=0.2, lengths=(64, 360), notes=5),
+      lookup=dict(kind="lookup", path="assets/text-train.array_record", share=0.2, lengths=(8, 340), notes=6),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.1, window=256),
   )
   return c

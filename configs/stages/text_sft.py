@@ -16,13 +16,14 @@ def get_config(size: str = "miniature"):
   c = defaults.stage()
   c.name, c.preset = "text_sft", size
   c.trainable = ("decoder/.*",)  # text alone is read; vision tower and adapter wait
-  c.data.rows, c.data.length, c.steps = 4, 256, 60
-  c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "muon", 3e-4, 0.01
-  c.optimizer.muon_learning_rate = 3e-3
-  c.schedule.warmup, c.schedule.kind = 10, "linear"
+  c.data.rows, c.data.length, c.steps = 4, 256, 350
+  c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "muon", 1e-3, 0.01
+  c.schedule.warmup, c.schedule.kind = 20, "linear"
   defaults.fill(
       c.data.sources,
-      reasoning=dict(kind="reasoning", share=0.8, styles=dict(long=0.5, short=0.25, none=0.25)),
+      # Notes close by: what is learnt of them carries over to long texts, and does not come from those.
+      lookup=dict(kind="lookup", path="assets/text-train.array_record", share=0.6, lengths=(1, 12), notes=4),
+      reasoning=dict(kind="reasoning", share=0.2, styles=dict(long=0.5, short=0.25, none=0.25)),
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.2, window=c.data.length),
   )
   if size == "bluelm_2_5_3b":
