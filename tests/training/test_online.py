@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -17,18 +16,14 @@ from bluelm_jax.data import pack
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.models import presets
-from bluelm_jax.models import serialize
-from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
 from bluelm_jax.training import goodput
 from bluelm_jax.training import losses
 from bluelm_jax.training import metrics
 from bluelm_jax.training import online
-from bluelm_jax.training import optimizer
 from bluelm_jax.training import profiling
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
-from tests.sharding import step
 from tests.training import faulty
 
 
@@ -130,24 +125,3 @@ def test_none_is_made_twice_and_none_is_left_out(workdir, whole, monkeypatch):
 
 def test_a_trace_the_config_asked_for(whole):
   assert [p.relative_to(whole / profiling.DIRECTORY).parts[0] for p in whole.rglob("*.xplane.pb")] == ["2"]
-
-
-@pytest.mark.parametrize("name,objective", [("vision", "dense"), ("distil", "lm")])
-def test_other_objectives(name, objective):
-  """A student's loss is its own cross-entropy."""
-  c = defaults.load(f"{faulty.ROOT}/configs/stages/{name}.py:miniature")
-  model_config, mesh = step.model_config(), rules.make_mesh({"data": 1}, jax.devices()[:1])
-  model = serialize.build(model_config)
-  c.data.rows, c.data.length, c.data.tile_slots = 1, 392, 8 * (objective == "dense")
-  with c.unlocked():
-    c.evaluate.sources = c.data.sources
-  spec, chat = stage.batch_shape(c, model_config, mesh, Tokenizer())
-  batch = next(loader.batches(c.evaluate.sources, chat, spec, online.SEED))
-  params = jax.jit(lambda key: nn.meta.unbox(model.init(key, batch.tokens[:, :8], method="init_all")["params"]))(jax.random.key(0))
-  flat = optimizer.paths(params)
-  sums, weights = online.jit_losses(c, model, mesh)(flat, {}, batch)
-  expected = np.asarray(jax.jit(lambda p: losses.token_losses(model, p, batch, objective))(params))
-  assert expected.sum() > 1
-  for i in range(len(c.evaluate.sources)):
-    here = batch.sources == i
-    assert sums[i] == pytest.approx(expected[here].sum(), rel=1e-5) and weights[i] == batch.loss_weights[here].sum()
