@@ -50,4 +50,5 @@ class Meter:
 def words(rates: dict[str, float]) -> str:
   """"123 TFLOP/s, MFU 12.5 %" of a device, for the progress line; without the second where no peak is known."""
   share = f", MFU {rates['mfu']:.1%}" if "mfu" in rates else ""
-  return f"{rates['tflop_per_second_per_device']:.3g} TFLOP/s{share}"
+  giga = 1000 * rates["tflop_per_second_per_device"]
+  return (f"{giga / 1000:.3g} TFLOP/s" if giga >= 100 else f"{giga:.2g} GFLOP/s") + share
