@@ -38,7 +38,9 @@ def main(deadline: float) -> None:
       messages, seconds = run(workdir, deadline, faults)
       print(f"{workdir.name}: {seconds:.0f} s, {goodput.line([workdir / '1-text'])}")
       for host, text in enumerate(messages):
-        print(*(f"  host {host}: {line}" for line in text.splitlines() if line.startswith("recipe: its process")), sep="\n")
+        for line in text.splitlines():
+          if line.startswith("recipe: its process"):
+            print(f"  host {host}: {line}")
     found, expected = ([(r["step"], r["loss"]) for r in metrics.read(w / "1-text")] for w in (stuck, whole))
     print(f"{len(expected)} steps, {sum(a == b for a, b in zip(found, expected))} losses as the undisturbed run's")
   if found != expected:

@@ -62,4 +62,4 @@ def test_rates():
   assert known == pytest.approx({"tflop_per_second_per_device": 4, "mfu": 4 / 197, "tflop_per_second_per_device_without_vision": 3, "mfu_without_vision": 3 / 197})
   assert utilization.words(known) == "4 TFLOP/s, MFU 2.0%"
   unknown = meter()[0].rates([flops.Flops(8e9, 0, 0, 0, 0)], 2.0)
-  assert unknown == {"tflop_per_second_per_device": 1e-3} and utilization.words(unknown) == "0.001 TFLOP/s"
+  assert unknown == {"tflop_per_second_per_device": 1e-3} and utilization.words(unknown) == "1 GFLOP/s"
