@@ -1,6 +1,7 @@
 """Losses in chunks on a mesh: equal to the plain ones on one device, and no more travels than for those."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,18 @@ import numpy as np
 import pytest
 
 from bluelm_jax.kernels import chunked_losses
+from bluelm_jax.kernels import chunked_top
 from bluelm_jax.kernels.cross_entropy import token_log_probs
 from bluelm_jax.models.decoder import logits
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import losses
 from bluelm_jax.training.precompile import hlo
 
-B, S, D, E, V, CHUNKS = 8, 16, 32, 48, 2304, 9
+B, S, D, E, V, K, CHUNKS = 8, 16, 32, 48, 2304, 5, 9
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 AXES = {"x": ("batch", "sequence", None), "embedding": ("vocab", "embed"), "targets": ("batch", "sequence"),
-        "teacher_x": ("batch", "sequence", None), "head": ("embed", "vocab")}
+        "teacher_x": ("batch", "sequence", None), "head": ("embed", "vocab"),
+        "log_probs": ("batch", "sequence", None), "kept": ("batch", "sequence", None)}
 
 
 def plain(x, embedding, targets):
@@ -33,16 +36,21 @@ def distilled(x, embedding, targets, teacher_x, head, chunks=CHUNKS):
   return sum(chunked_losses.distill(x, tables[0], targets, teacher_x, tables[1], 2.0, losses.cut(chunks)))
 
 
+def stored(x, embedding, targets, log_probs, kept, chunks=CHUNKS):
+  return sum(chunked_top.distill(x, rules.gathered(embedding, AXES["embedding"]).T, targets, log_probs, kept, 2.0, losses.cut(chunks)))
+
+
 def arrays(names):
   rng = np.random.default_rng(0)
   shapes = {"x": (B, S, D), "embedding": (V, D), "teacher_x": (B, S, E), "head": (E, V)}
   made = {n: rng.normal(size=shape).astype(np.float32) for n, shape in shapes.items()} | {"targets": rng.integers(0, V, (B, S), np.int32)}
+  made |= {"log_probs": np.log(rng.dirichlet(np.ones(K + 1), (B, S))).astype(np.float16), "kept": np.argsort(rng.random((B, S, V)))[..., :K].astype(np.uint16)}
   return [made[n] for n in names]
 
 
 def run(loss, mesh):
   """(its value and gradients of x and embedding, the compiled program)."""
-  names = list(AXES)[: 5 if loss not in (plain, chunked) else 3]
+  names = [n for n in inspect.signature(loss).parameters if n in AXES]
   spec = lambda n: jax.sharding.NamedSharding(mesh, rules.spec(AXES[n], mesh.axis_names))
   placed = [jax.device_put(a, spec(n)) for n, a in zip(names, arrays(names))]
   with jax.set_mesh(mesh):
@@ -56,7 +64,7 @@ def moved(program) -> int:
   return sum(c.size * c.trips for c in hlo.collectives(program.as_text()))
 
 
-@pytest.mark.parametrize("loss,like", [(chunked, plain), (distilled, functools.partial(distilled, chunks=1))])
+@pytest.mark.parametrize("loss,like", [(chunked, plain), (distilled, functools.partial(distilled, chunks=1)), (stored, functools.partial(stored, chunks=1))])
 def test_no_more_travels_than_for_the_plain_form(loss, like):
   one = rules.make_mesh({"data": 1}, jax.devices()[:1])
   (found, program), (_, like_program), (expected, _) = run(loss, rules.make_mesh(MESH)), run(like, rules.make_mesh(MESH)), run(like, one)

@@ -189,7 +189,8 @@ def test_a_store_must_be_whole_and_of_the_same_data(stored, taught, tmp_path):
 
 
 @pytest.mark.parametrize("changes,words", [
-    ({"optimizer.b1": 0.8}, "optimizer is set, but a stage that teaches trains nothing"), ({"init_from": "/x"}, "init_from is set beside preset"),
+    ({"optimizer.b1": 0.8}, "optimizer.b1 is set, but a stage that teaches trains nothing"), ({"distill.share": 0.1}, "distill.share is set"),
+    ({"preset": ""}, "preset and init_from are both empty"), ({"keep": 3}, "keep is set"), ({"init_from": "/x"}, "init_from is set beside preset"),
     ({"data.accumulate": ((0, 2),)}, "set steps to the batches of all steps"), ({"distill.teacher": ""}, "set a teacher with distill or teach"),
     ({"distill.top_k": 0}, "distill.top_k 0 must be at least 1")])
 def test_what_cannot_teach_leaves_nothing(changes, words, teacher, tmp_path):
