@@ -22,6 +22,7 @@ from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
+from bluelm_jax.training import watch
 from bluelm_jax.training.precompile import compile as compile_lib
 from tests.bench import machine
 from tests.sharding import step
@@ -66,16 +67,21 @@ def accumulated(c, mesh, model, tx, state, shardings, batches):
 
 
 def test_several_batches_equal_one_that_holds_their_rows():
-  """Images too; in loss, counts and gradient. The first batch counts few tokens, so a mean of means would be another thing."""
-  c = config("joint", **{"preset": "images", "data.rows": 4, "data.length": 256, "data.tile_slots": 8})
+  """Images too; in loss, counts, gradient and what is watched. The first batch counts few tokens, so a mean of means would be another thing."""
+  c = config("joint", **{"preset": "images", "data.rows": 4, "data.length": 256, "data.tile_slots": 8, "watch.every": 1})
   mesh = rules.make_mesh({"data": 1}, jax.devices()[:1])
   model, tx, state, shardings, batches = prepare(c, mesh, 3)
   counts = [b.loss_weights.sum() for b in batches]
   assert counts[0] < 0.5 * min(counts[1:]) and sum(b.vision_index.max() > 0 for b in batches) > 1
   whole = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
   with jax.set_mesh(mesh):
-    expected, large = jax.jit(state_lib.make_train_step(model, tx, len(c.data.sources)))(state, whole)
+    watcher = watch.watcher(c, state.trainable)
+    expected, large = jax.jit(state_lib.make_train_step(model, tx, len(c.data.sources), watcher=watcher))(state, whole)
   found, _, metrics_found = accumulated(c, mesh, model, tx, state, shardings, batches)
+  watched, watched_found = large.pop("watch"), metrics_found["watch"]
+  for key in watched:
+    if key.startswith(("activation", "param", "gradient")):  # an update of what has no gradient follows its rounding
+      np.testing.assert_allclose(watched_found[key], watched[key], rtol=1e-3, err_msg=key)
   for key in large:
     np.testing.assert_allclose(metrics_found[key], large[key], rtol=1e-4, err_msg=key)
   assert int(found.step) == int(expected.step) == 1

@@ -27,7 +27,7 @@ def test_the_compiled_step_counts_in_no_rate(tmp_path, monkeypatch, capsys):
 
 def test_an_unfinished_line_is_dropped(tmp_path):
   """As a full disk leaves it; the next line stands alone."""
-  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "padding": 0.0}\n{"step": 2, "lo')
   writer = metrics.Metrics(tmp_path, "text", 6)
   writer.start(1)
   writer.write(2, {"loss": 1.0}, [50], 100)
