@@ -30,6 +30,24 @@ def pass_over_absent_tpu() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+def join_others() -> None:
+  """Makes this process one of several that train together; call it before anything touches a device.
+
+  jax finds the others on Cloud TPU, under Slurm and under Open MPI. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of the
+  first), JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
+
+  Raises:
+    ValueError: they are not found.
+  """
+  import jax
+
+  try:
+    numbers = {name: int(os.environ[key]) for name, key in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")) if key in os.environ}
+    jax.distributed.initialize(**numbers)
+  except (ValueError, RuntimeError) as e:
+    raise ValueError(f"the other processes are not found ({' '.join(str(e).split())[:200]}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from e
+
+
 def cache_programs() -> None:
   """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/bluelm_jax."""
   import jax

@@ -17,12 +17,15 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe: configs/rec
 _WORKDIR = flags.DEFINE_string("workdir", None, "Gets one folder a stage; an earlier run there is resumed.")
 _DEADLINE = flags.DEFINE_float(
     "deadline", 600, "Seconds without a step after which the process is taken to hang; six times as many before a stage's first.", lower_bound=1)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Trains as one of several processes, each begun with the same command; see process.join_others.")
 
 
 def main(argv):
   del argv
   life = supervise.lives(_WORKDIR.value, _DEADLINE.value)
   process.keep_memory()
+  if _DISTRIBUTED.value:
+    process.join_others()
   from bluelm_jax.training import recipe
 
   recipe.run(_CONFIG.value, _WORKDIR.value, life)

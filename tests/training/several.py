@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from bluelm_jax import door
+from bluelm_jax import process
 from tests.training import faulty
 
 _FLAGS = "--xla_backend_optimization_level=0"  # as the tests' own process has it
@@ -36,7 +37,8 @@ def main(argv):
   from bluelm_jax.training import stage
 
   jax.config.update("jax_num_cpu_devices", 1)
-  jax.distributed.initialize(coordinator_address=f"127.0.0.1:{_PORT.value}", num_processes=_PROCESSES.value, process_id=_INDEX.value)
+  os.environ.update(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{_PORT.value}", JAX_NUM_PROCESSES=str(_PROCESSES.value), JAX_PROCESS_ID=str(_INDEX.value))
+  process.join_others()
   faulty.add_preset()
   for job in json.loads(_JOBS.value):
     workdir, stop_after = job.pop("workdir"), job.pop("stop_after", None)
