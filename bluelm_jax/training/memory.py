@@ -104,6 +104,7 @@ class _Share:
     taught = teacher_lib.described(config, model_config)
     self.teacher = taught and _local(getattr(taught, "decoder", taught), ways("heads"))
     self.decoder, self.trainable, self.chunks = decoder, config.trainable, config.loss_chunks
+    self.distils = config.objective == "distill"
     self.multimodal = isinstance(model_config, BlueLMConfig)
     self.model_config = dataclasses.replace(model_config, decoder=decoder) if self.multimodal else decoder
     self.rows, self.length = spec.rows // ways("batch"), spec.length // ways("sequence")
@@ -150,18 +151,21 @@ class _Share:
     return max(self._loss(), *layers)
 
   def _loss(self) -> int:
-    """Logits and their gradient, the table whole and its gradient. In chunks: the logits of one, the table, and float32 gradients of the
-    hidden states; the table's own lie in pieces, while no other gradient is there yet.
+    """Logits, over which their gradient is written, the table whole and its gradient. In chunks: the logits of one, the table, and
+    float32 gradients of the hidden states; the table's own lie in pieces, while no other gradient is there yet.
 
-    A teacher adds as many logits, and its table.
+    A teacher adds as many logits, and its table; a stored one, probabilities in float32. One chunk of a distilling stage is no loop,
+    and what it makes going forward is kept beside the gradient.
     """
     c, tokens = self.decoder, self.rows * self.length
     size = lambda d: jnp.dtype(d.dtype).itemsize
     table = lambda d: d.embed_dim * d.vocab_size * size(d)
-    if self.chunks == 1 and not self.teacher:
-      return 2 * tokens * c.vocab_size * size(c) + (2 * table(c) if self.split else 0)
+    logits = lambda d: tokens * d.vocab_size * size(d)
+    if self.chunks == 1 and not self.distils:
+      return logits(c) + (2 * table(c) if self.split else 0)
     models = [c, self.teacher] if self.teacher else [c]
-    chunk = sum(tokens * d.vocab_size // self.chunks * size(d) for d in models)
+    chunk = sum(map(logits, models)) + (tokens * c.vocab_size * 4 if self.distils and not self.teacher else 0)
+    chunk = chunk // self.chunks + (logits(c) if self.chunks == 1 else 0)
     return chunk + sum(map(table, models)) + tokens * c.embed_dim * 4
 
   def _layer(self, c, model_config, columns: int) -> int:
