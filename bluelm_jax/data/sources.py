@@ -212,11 +212,14 @@ def lookups(paths, chat: ChatFormat, lengths: tuple[int, int], notes: int, seed:
 def joined_text(records: Records, sample: Sample, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> str:
   """`length` tokens of text: that of a sample, then of others, drawn."""
   ids = []
-  while len(ids) < length:
+  while True:
     if not sample.text:
       raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
-    ids += tokenizer.encode(sample.text + "\n")
-    sample = records[int(rng.integers(len(records)))]
+    ids += tokenizer.encode((sample.text + "\n")[: _CHARACTERS * (length - len(ids)) + _WORD])  # no more than is sure to be enough
+    following = int(rng.integers(len(records)))
+    if len(ids) >= length:
+      break
+    sample = records[following]
   return tokenizer.decode(ids[:length]).rstrip("\ufffd")  # a character may have been cut
 
 
