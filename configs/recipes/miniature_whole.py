@@ -25,13 +25,16 @@ def get_config():
   s.scratch.objective = s.scratch_decay.objective = "lm"
   c.starts.joint_no_text = "adapter"
   s.joint_no_text.steps = s.joint.steps
-  s.joint_no_text.data.sources = {"screens": s.joint.data.sources.screens}
+  s.joint_no_text.data.sources = {"screens": s.joint.data.sources.screens}  # as many tile slots, so as many screens, in emptier rows
   c.starts.joint_longer = "joint"  # the joint mixture on, in the place of the reasoning stage
   s.joint_longer.steps, s.joint_longer.data.length, s.joint_longer.schedule.warmup = s.reasoning.steps, s.reasoning.data.length, 0
+  s.joint_longer.data.tile_slots = 18  # so that rows are full
   c.starts.decay_short = "reasoning"  # the rate's fall and the mixture without long rows and YaRN
   s.decay_short.yarn, s.decay_short.data.rows, s.decay_short.data.length = 1.0, 4, 512
   s.decay_short.data.sources.lookup.lengths = (128, 270)
   s.decay_short.steps = s.decay_short.schedule.horizon
+  for name, source in s.decay_short.data.sources.items():  # the shares of both stages of the line
+    source.share = (*source.share, *((s.decay_1k.steps + step, share) for step, share in s.decay_2k.data.sources[name].share))
 
   c.evaluation.update(
       before="text_sft", after="sft", text="assets/text-test.array_record", screens="assets/screens-test.array_record",
