@@ -37,14 +37,15 @@ def join_others() -> None:
   first), JAX_NUM_PROCESSES and JAX_PROCESS_ID name them.
 
   Raises:
-    ValueError: they are not found.
+    ValueError: nothing says where they are.
+    RuntimeError: they do not come in time.
   """
   import jax
 
   try:
     numbers = {name: int(os.environ[key]) for name, key in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")) if key in os.environ}
     jax.distributed.initialize(**numbers)
-  except (ValueError, RuntimeError) as e:
+  except ValueError as e:
     raise ValueError(f"the other processes are not found ({' '.join(str(e).split())[:200]}); set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from e
 
 

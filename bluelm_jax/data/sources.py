@@ -1,5 +1,6 @@
 """Where Examples come from: one function a kind of source. A record that cannot be used leaves a `faults.Bad` in its place."""
 
+import contextlib
 from typing import Callable, NamedTuple, Sequence
 
 import grain
@@ -210,16 +211,17 @@ def lookups(paths, chat: ChatFormat, lengths: tuple[int, int], notes: int, seed:
 
 
 def joined_text(records: Records, sample: Sample, tokenizer: Tokenizer, length: int, rng: np.random.Generator) -> str:
-  """`length` tokens of text: that of a sample, then of others, drawn."""
+  """`length` tokens of text: that of a sample, then of others, drawn; a drawn one that is bad is passed over, for it has its own turn."""
+  if not sample.text:
+    raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
   ids = []
   while True:
-    if not sample.text:
-      raise faults.Fault("record", f"is without text ({sample.source}); give a shard of documents, or another kind of source")
     ids += tokenizer.encode((sample.text + "\n")[: _CHARACTERS * (length - len(ids)) + _WORD])  # no more than is sure to be enough
     following = int(rng.integers(len(records)))
     if len(ids) >= length:
       break
-    sample = records[following]
+    with contextlib.suppress(faults.Fault):
+      sample = records[following] if records[following].text else sample
   return tokenizer.decode(ids[:length]).rstrip("\ufffd")  # a character may have been cut
 
 

@@ -95,7 +95,9 @@ def _comparisons(results):
 def _curve(name: str, records: list[dict]) -> str:
   """One loss curve as an SVG."""
   records = [r for r in records if "loss" in r]  # none where all steps of a line were left out
-  steps, losses = zip(*((r["step"], r["loss"]) for r in records if "loss" in r))
+  if not records:
+    return ""
+  steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
   low, high = min(losses), max(losses)
   points = " ".join(f"{20 + 220 * s / steps[-1]:.1f},{110 - 90 * (v - low) / (high - low or 1):.1f}" for s, v in zip(steps, losses))
   return (

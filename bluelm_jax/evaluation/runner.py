@@ -101,11 +101,7 @@ def _say(what, figures):
 
 
 def _bits(results, name, sums):
-  rng = np.random.default_rng(0)
-  picks = rng.integers(len(sums), size=(2000, len(sums)))
-  means = sums[picks, 0].sum(1) / sums[picks, 1].sum(1)
-  value = sums[:, 0].sum() / sums[:, 1].sum()
-  results.figures.append(Figure(name, float(value), *map(float, np.quantile(means, (0.025, 0.975))), len(sums)))
+  results.figures.append(Figure(name, float(statistics.rate(sums)), *statistics.rate_interval(sums), len(sums)))
 
 
 def _grounding(results, parts, config):

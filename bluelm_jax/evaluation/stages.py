@@ -15,7 +15,6 @@ from bluelm_jax.inference.conversation import Speaker
 KINDS = ("text", "reasoning", "lookup")
 LENGTHS = (400, 900, 1400, 1900)  # tokens of text above a question
 _DOCUMENTS, _NOTES = 25, 6  # texts of each length, notes in each
-_DRAWS = 4000
 
 
 @dataclasses.dataclass
@@ -68,12 +67,10 @@ def _bits(speaker, config):
 
 
 def _bits_compared(stage, control, own, other):
-  rate = lambda sums_N2: sums_N2[..., 0].sum(-1) / sums_N2[..., 1].sum(-1)
   for language, ours in own.items():
     theirs = other[language]
-    picks = np.random.default_rng(0).integers(len(ours), size=(_DRAWS, len(ours)))  # the same documents of both
-    low, high = np.quantile(rate(ours[picks]) - rate(theirs[picks]), (0.025, 0.975))
-    yield Comparison(f"bits per byte, {language}", stage, control, float(rate(ours)), float(rate(theirs)), float(low), float(high), len(ours), "lower")
+    values = map(float, (statistics.rate(ours), statistics.rate(theirs)))
+    yield Comparison(f"bits per byte, {language}", stage, control, *values, *statistics.rate_interval(ours, theirs), len(ours), "lower")
 
 
 def _answers(speaker, config):
@@ -96,7 +93,7 @@ def _lookups_compared(stage, control, own, other):
 
 
 def _rates(figure, stage, control, own, other, clusters):
-  low, high = statistics.bootstrap(own - other, clusters, _DRAWS)
+  low, high = statistics.bootstrap(own - other, clusters)
   return Comparison(figure, stage, control, float(own.mean()), float(other.mean()), low, high, len(own), "higher")
 
 

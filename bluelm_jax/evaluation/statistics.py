@@ -24,6 +24,18 @@ def bootstrap(values: np.ndarray, clusters: np.ndarray, draws: int = 2000, seed:
   return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def rate(sums_N2: np.ndarray) -> np.ndarray:
+  """The sum of the first column over that of the second."""
+  return sums_N2[..., 0].sum(-1) / sums_N2[..., 1].sum(-1)
+
+
+def rate_interval(sums_N2: np.ndarray, control_N2: np.ndarray | None = None, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+  """The 95 % interval of a rate, or of its difference from that of a control on the same items."""
+  picks = np.random.default_rng(seed).integers(len(sums_N2), size=(draws, len(sums_N2)))
+  found = rate(sums_N2[picks]) - (0.0 if control_N2 is None else rate(control_N2[picks]))
+  return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+
+
 def paired_test(ours: np.ndarray, control: np.ndarray, clusters: np.ndarray, draws: int = 50_000, seed: int = 0) -> float:
   """One-sided p that `ours` is no better than `control`: a sign-flip test on cluster sums.
 

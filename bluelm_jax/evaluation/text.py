@@ -1,4 +1,4 @@
-"""Held-out text: bits per byte, and reasoning with and without thought."""
+"""Held-out text: bits per byte, reasoning with and without thought, and notes in long texts."""
 
 import jax
 import jax.numpy as jnp

@@ -91,6 +91,8 @@ def values(config, model_config, tokenizer) -> None:
     raise ValueError("name is empty; call the stage something")
   if tokenizer.vocab_size > decoder.vocab_size:
     raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {model} {decoder.vocab_size}; use a matching tokenizer")
+  if not config.tokenizer and config.preset and decoder.vocab_size > 2 * tokenizer.vocab_size:
+    raise ValueError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, {model} {decoder.vocab_size}, most of which would stand for nothing; set tokenizer to a tokenizer.json of about as many")
   if config.init_vision and not (config.init_from and decoder is not model_config):
     raise ValueError(f"init_vision is set, but {model} has no vision tower, or init_from is empty; compose a BlueLM with python -m bluelm_jax.convert")
   if config.data.length > decoder.context:

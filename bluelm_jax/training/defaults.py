@@ -21,9 +21,9 @@ def stage() -> ml_collections.ConfigDict:
   # "prune" trains nothing and cuts the model of init_from down to the preset; "teach" stores what a teacher says of the batches.
   c.objective = "lm"
   c.distill = ml_collections.ConfigDict()  # see training.losses.distilled_losses
-  c.distill.stored = ""  # what such a checkpoint said of this stage's batches, instead: the --workdir of configs/stages/teach.py
-  c.distill.top_k = 32  # likeliest tokens that are stored of each position
   c.distill.teacher = ""  # a checkpoint (anything load_pretrained reads) with the student's tokenizer; in a recipe, also the name of an earlier stage
+  c.distill.stored = ""  # or what it said of this stage's batches: the --workdir of configs/stages/teach.py
+  c.distill.top_k = 32  # likeliest tokens that are stored of each position
   c.distill.temperature = 1.0
   c.distill.share = 0.5  # of the divergence from the teacher in the loss; the rest is cross-entropy
   c.tokenizer = ""  # a tokenizer.json; "" is the one shipped with the package

@@ -10,9 +10,8 @@ import pathlib
 import time
 from typing import Sequence
 
-import jax
-
 from bluelm_jax.supervise import Life
+from bluelm_jax.training import jsonl
 
 FILE_NAME = "goodput.jsonl"
 KINDS = {
@@ -53,11 +52,8 @@ class Clock:
   def write(self, step: int) -> None:
     """Appends a line: `step` is reached, or is where the work begins. The first of several processes does."""
     self._written.append((step, self._seconds["steps"]))
-    if jax.process_index():
-      return
     line = {"began": self._life.began, "restarted": self._life.restarted, "time": time.time(), "step": step, "seconds": self._seconds}
-    with open(self._file, "a") as f:
-      f.write(json.dumps(line) + "\n")
+    jsonl.append(self._file, line)
 
 
 def read(workdir) -> dict[str, float]:

@@ -49,7 +49,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
     supervise.Preempted: SIGTERM came; the step that was under way is saved.
   """
   step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
-  rule, file = spikes.Rule(**config.spikes), spikes.File(workdir, sorted(config.data.sources))
+  rule, file = spikes.Rule(**config.spikes), spikes.File(workdir, sorted(config.data.sources), step)
   clock.write(step)
   with (
       preemption.notice() as asked, contextlib.closing(Metrics(workdir, config.name, config.steps, meter)) as metrics,
@@ -97,19 +97,21 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         values = jax.device_get([s.values for s in pending])
         _log(metrics, meter, config, step, values, spec, beside)
         for v, s in zip(values, pending):
-          if v["bad_in_a_row"]:
+          if 0 < v["bad_in_a_row"] <= rule.patience:  # later ones were not looked at
             file.bad(s.number, v, s.placed)
         clock.mark("steps")
         clock.write(step)
         if row >= rule.patience:
           life.beat(0)  # the next takes a while
           batches.set_state(next(s.data_state for v, s in zip(values, pending) if v["bad_in_a_row"] >= rule.patience))
-          state = spikes.go_back(rule, checkpoints, state, file)
+          profiles.close()
+          state = spikes.go_back(rule, checkpoints, state, file, lambda s: s % config.checkpoint_every == 0)
           step, row = int(state.step), 0
           clock.went_back(step)
           saves, wanted = step == last or leave, False
           _remove_exports(workdir, step)
           evaluation.forget_after(step)
+          metrics.forget_after(step)
           metrics.start(step)
           clock.mark("restore")
           clock.write(step)
@@ -141,10 +143,10 @@ def _evaluate(evaluation, step, state, asked, metrics, life, clock) -> bool:
   clock.mark("steps")
   life.beat(0)  # the first compiles
   values = evaluation.make(step, state, asked, life.beat)
+  seconds = clock.mark("evaluation")
   if values is not None:
-    metrics.evaluated(step, values)
+    metrics.evaluated(step, values, seconds)
     evaluation.write(step, values)
-  clock.mark("evaluation")
   clock.write(step)
   return values is not None
 
@@ -162,13 +164,13 @@ def export(config, workdir, step) -> None:
 
 def _remove_exports(workdir, step) -> None:
   """Of steps that will be made again."""
-  for directory in (workdir / "export").glob("*"):
+  for directory in (workdir / "export").glob("*") if jax.process_index() == 0 else ():
     if directory.name.isdigit() and int(directory.name) > step:
       shutil.rmtree(directory)
 
 
-def _log(metrics, meter, config, step, values, spec, of_sources):
-  """Averages loss over the tokens of good steps, not over steps, all and by source; beside it stands what the sources have given until now."""
+def _log(metrics, meter, config, step, values, spec, beside):
+  """Averages loss over the tokens of good steps, not over steps, all and by source; `beside` it stands what the sources have given until now."""
   good = [v for v in values if not v["bad_in_a_row"]]
   for at, v in enumerate(values, step - len(values) + 1):
     if "watch" in v:
@@ -176,7 +178,7 @@ def _log(metrics, meter, config, step, values, spec, of_sources):
   total = lambda key, of: np.sum([v[key] for v in of], axis=0, dtype=np.float64)
   scalars = {
       "tokens_per_step": total("tokens", values) / len(values), "image_token_share": total("image_tokens", values) / max(total("tokens", values), 1.0),
-      "skipped": len(values) - len(good), **of_sources}
+      "skipped": len(values) - len(good), **beside}
   if good:
     tokens, of_sources = total("loss_tokens", good), zip(sorted(config.data.sources), total("loss_sums", good), total("loss_weights", good))
     scalars = {

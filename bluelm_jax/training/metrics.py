@@ -10,6 +10,7 @@ from typing import Sequence
 import jax
 import tensorboardX
 
+from bluelm_jax.training import jsonl
 from bluelm_jax.training import utilization
 from bluelm_jax.training.flops import Flops
 
@@ -28,9 +29,10 @@ class Metrics:
 
   def __init__(self, workdir, name: str, steps: int, meter: utilization.Meter | None = None):
     self._writes = jax.process_index() == 0
+    self._path = pathlib.Path(workdir) / _FILE_NAME
     if self._writes:
-      drop_torn(pathlib.Path(workdir) / _FILE_NAME)
-      self._file = open(pathlib.Path(workdir) / _FILE_NAME, "a", buffering=1)
+      jsonl.keep(self._path)  # a full disk may have left a line unfinished
+      self._file = open(self._path, "a", buffering=1)
       self._board = tensorboardX.SummaryWriter(f"{workdir}/tensorboard", flush_secs=10)
     self._name, self._steps, self._meter = name, steps, meter
     self._since, self._watched = None, {}
@@ -70,13 +72,21 @@ class Metrics:
         file=sys.stderr, flush=True)
     self.start(step)
 
-  def evaluated(self, step: int, values: dict) -> None:
-    """Logs what `online.Evaluation` found, as eval/..., and leaves its time out of the rates."""
+  def evaluated(self, step: int, values: dict, seconds: float) -> None:
+    """Logs what `online.Evaluation` found, as eval/..., and leaves its time, `seconds`, out of the rates."""
     if self._writes:
       self._put(step, {"step": step, **{f"eval/{k}": v for k, v in values.items()}})
       by_source = ", ".join(f"{k.removeprefix('loss/')} {v:.4f}" for k, v in values.items() if k.startswith("loss/"))
       print(f"{self._name:>9} step {step:>5}/{self._steps} | held-out loss {values['loss']:.4f} | {by_source}", file=sys.stderr, flush=True)
-    self.start(step)
+    if self._since is not None:
+      self._since += seconds
+
+  def forget_after(self, step: int) -> None:
+    """Drops the lines of later steps, which will be other steps; TensorBoard shows both."""
+    if self._writes:
+      self._file.close()
+      jsonl.keep(self._path, step)
+      self._file = open(self._path, "a", buffering=1)
 
   def _put(self, step: int, values: dict, beside: dict = {}) -> None:
     """To both; what stands `beside` TensorBoard has already."""
@@ -89,14 +99,6 @@ class Metrics:
     if self._writes:
       self._file.close()
       self._board.close()
-
-
-def drop_torn(path: pathlib.Path) -> None:
-  """Cuts off a last line that a full disk left unfinished, so that the next does not join it."""
-  data = path.read_bytes() if path.exists() else b""
-  if data and not data.endswith(b"\n"):
-    with open(path, "r+b") as f:
-      f.truncate(data.rfind(b"\n") + 1)
 
 
 def read(workdir) -> list[dict]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
-from bluelm_jax.training import metrics as metrics_lib
+from bluelm_jax.training import jsonl
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import together
 
@@ -79,8 +79,7 @@ class Evaluation:
     self._config, self._workdir = config, pathlib.Path(workdir)
     self._losses, self._batches, self._put = losses, batches, put
     self._start = batches and batches.get_state()
-    if jax.process_index() == 0:
-      metrics_lib.drop_torn(self._workdir / FILE_NAME)
+    jsonl.keep(self._workdir / FILE_NAME)
 
   def missing(self, step: int) -> bool:
     return missing(self._config, self._workdir, step)
@@ -107,15 +106,7 @@ class Evaluation:
     return {"loss": mean(sums.sum(), weights.sum()), **by_source, "loss_tokens": float(weights.sum()), "batches": len(found), **overlong}
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Appends the step's line; the first of several processes does."""
-    if jax.process_index() == 0:
-      with open(self._workdir / FILE_NAME, "a") as f:
-        f.write(json.dumps({"step": step, **values}) + "\n")
+    jsonl.append(self._workdir / FILE_NAME, {"step": step, **values})
 
   def forget_after(self, step: int) -> None:
-    """Drops the lines of later steps, which will be other steps; the first of several processes does."""
-    if jax.process_index() or not (file := self._workdir / FILE_NAME).exists():
-      return
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for at, line in read(self._workdir).items() if at <= step))
-    temporary.rename(file)
+    jsonl.keep(self._workdir / FILE_NAME, step)

@@ -13,6 +13,7 @@ from bluelm_jax.training import schedules
 
 
 _LAYERS = "/layers/"
+_AFTER = ("/final_norm", "/lm_head")  # what comes after the layers
 
 
 def paths(tree) -> dict[str, jax.Array]:
@@ -70,14 +71,15 @@ def make_optimizer(config, schedule_config, steps: int) -> optax.GradientTransfo
 
   def scale(updates, params=None):
     del params
-    depths = {_tower(p): u.shape[0] for p, u in updates.items() if _LAYERS in p}
+    depths = {_tower(p): u.shape[0] for p, u in updates.items() if _LAYERS in f"/{p}"}
     return {p: u * lr_factor(o, p, u.ndim, depths.get(_tower(p), 0)) for p, u in updates.items()}
 
   return optax.chain(optax.clip_by_global_norm(o.clip_norm), update, optax.stateless(scale))
 
 
 def _tower(path: str) -> str:
-  return path.partition("/")[0]
+  """What a parameter's layers are counted in; "" where a model has nothing else."""
+  return next((name for name in ("vision", "adapter", "decoder") if path.startswith(f"{name}/")), "")
 
 
 def lr_factor(o, path: str, ndim: int = 1, depth: int = 0):
@@ -94,9 +96,9 @@ def lr_factor(o, path: str, ndim: int = 1, depth: int = 0):
   """
   _, found = _factors(o, path)
   decay = found.get("layer_decay", 1.0)
-  if _LAYERS in path:
+  if _LAYERS in f"/{path}":
     return found["factor"] * jnp.float32(decay) ** jnp.arange(depth - 1, -1, -1).reshape(-1, *[1] * (ndim - 1))
-  return found["factor"] * (1.0 if "/final_norm" in path or not depth else decay**depth)
+  return found["factor"] * (1.0 if any(name in f"/{path}" for name in _AFTER) or not depth else decay**depth)
 
 
 def _factors(o, path: str):

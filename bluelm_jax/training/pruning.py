@@ -35,7 +35,7 @@ from bluelm_jax.training.checkpoints import Checkpoints
 from bluelm_jax.training.metrics import Metrics
 
 LINEAGE = "pruning.json"
-_UNUSED = ("trainable", "optimizer", "schedule", "zero", "distill", "loss_chunks", "export_every", "evaluate")
+_UNUSED = ("trainable", "optimizer", "schedule", "zero", "distill", "loss_chunks", "export_every", "evaluate", "watch", "spikes")
 
 
 def run(config, workdir, life: supervise.Life) -> None:

@@ -43,10 +43,10 @@ def stages(config, workdir) -> list[tuple[str, str, object]]:
     stage_config.distill.teacher = directories.get(stage_config.distill.teacher, stage_config.distill.teacher)
     directories[name] = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
     found.append((name, directories[name], stage_config))
-    if name not in starts:
+    if name not in starts and (not line or start == line[-1][0]):
       line.append((name, stage_config))
     elif stage_config.schedule.continues:
-      raise ValueError(f"stages.{name}.schedule.continues is set, but {name} does not start from the stage before; set schedule.offset and horizon instead")
+      raise ValueError(f"stages.{name}.schedule.continues is set, but {name} is no stage of the line, or starts from none; set schedule.offset and horizon instead")
   schedules.join(line)
   return found
 

@@ -2,18 +2,19 @@
 
 Such a step is bad: parameters, moments and the running mean of norms stay as they were, on the device, with no word to
 the host. After too many in a row nothing is learnt until the loop, where it logs or saves, has gone back to the last
-checkpoint before them; the data go on behind the batch that was one too many. So what a run learns does not depend on when the
-loop looks, or on where it was stopped.
+regular checkpoint before them; the data go on behind the batch that was one too many. So what a run learns does not depend
+on when the loop looks, or, if two checkpoints are kept, on where it was stopped.
 """
 
-import json
 import pathlib
 import sys
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bluelm_jax.training import jsonl
 
 FILE_NAME = "spikes.jsonl"
 
@@ -82,9 +83,14 @@ def place(values: dict, like: Guard) -> Guard:
 class File:
   """`spikes.jsonl` of a workdir: a line a bad step, with what its batches held, and a line a roll-back."""
 
-  def __init__(self, workdir, names: Sequence[str]):
-    """`names`: of the sources, in the mixture's order."""
+  def __init__(self, workdir, names: Sequence[str], step: int):
+    """
+    Args:
+      names: of the sources, in the mixture's order.
+      step: with which the run goes on; lines of later ones will come again.
+    """
     self._path, self._names = pathlib.Path(workdir) / FILE_NAME, names
+    jsonl.keep(self._path, step)
 
   def bad(self, step: int, values: dict, placed: Sequence[np.ndarray]) -> None:
     """
@@ -95,23 +101,21 @@ class File:
     numbers = {name: float(values[name]) for name in ("loss", "grad_norm", "grad_norm_mean")}
     numbers = {name: value if np.isfinite(value) else str(value) for name, value in numbers.items()}
     batches = [{name: part[part[:, 1] == i][:, [0, 2, 3]].tolist() for i, name in enumerate(self._names)} for part in placed]
-    self._write({"step": step, **numbers, "row, example, piece by source": batches})
+    jsonl.append(self._path, {"step": step, **numbers, "row, example, piece by source": batches})
 
   def went_back(self, step: int, to: int) -> None:
-    self._write({"step": step, "went_back_to": to})
+    jsonl.append(self._path, {"step": step, "went_back_to": to})
     if jax.process_index() == 0:
       print(f"warning: the steps up to {step} were bad; going on from step {to} with the data behind them, see {self._path}", file=sys.stderr)
 
-  def _write(self, line: dict) -> None:
-    if jax.process_index() == 0:
-      with open(self._path, "a") as f:
-        f.write(json.dumps(line) + "\n")
 
-
-def go_back(rule: Rule, checkpoints, state, file: File):
+def go_back(rule: Rule, checkpoints, state, file: File, regular: Callable[[int], bool]):
   """The state of the newest whole checkpoint from before the bad steps; while there is none, what they left as it was.
 
   Later checkpoints are removed. The old state's memory is freed first.
+
+  Args:
+    regular: whether a step is saved in every run; one that was stopped in between has others too, which serve where there is no better.
 
   Raises:
     ValueError: the run went back as often as it may.
@@ -122,13 +126,15 @@ def go_back(rule: Rule, checkpoints, state, file: File):
         f"{rule.patience} steps in a row up to {at} were bad, after {rule.rollbacks} roll-backs without progress; lower optimizer.learning_rate, "
         f"raise schedule.warmup or spikes.factor, or mend the data that {FILE_NAME} names")
   checkpoints.wait()
-  before, step = at - int(guard.row), at
-  if any(s <= before for s in checkpoints.steps()):
+  before = at - int(guard.row)
+  saved = [s for s in checkpoints.steps() if s <= before]
+  if saved:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     jax.tree.map(lambda x: x.delete(), state)
-    state, _ = checkpoints.restore(like, before)
-    step = int(state.step)
-    checkpoints.remove_after(step)
+    state, _ = checkpoints.restore(like, max(filter(regular, saved), default=saved[-1]))
+    checkpoints.remove_after(int(state.step))
+  else:  # the steps after the batch that was one too many will be made again
+    state = state._replace(step=jax.device_put(np.int32(before + rule.patience), state.step.sharding))
   remembered = jax.device_get(state.guard)._replace(row=0, rollbacks=guard.rollbacks + 1, reached=max(at, guard.reached))
-  file.went_back(at, step)
+  file.went_back(at, int(state.step))
   return state._replace(guard=place(remembered._asdict(), state.guard))

@@ -172,7 +172,8 @@ def try_batch(batches, spec) -> None:
   """Draws a batch and winds back: data that cannot be read or packed are refused before anything is written."""
   start = batches.get_state()
   try:
-    next(batches)
+    if next(batches, None) is None:
+      raise ValueError("the data hold no example that fits a row; raise data.length or data.tile_slots, or look at the sources")
   except MemoryError as e:
     raise ValueError(f"a batch of {spec.rows} rows of {spec.length} tokens does not fit the memory; lower data.rows, data.length or data.tile_slots") from e
   batches.set_state(start)

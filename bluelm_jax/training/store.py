@@ -163,7 +163,7 @@ class Joined:
     self._batches, self._directory, self._spec = batches, directory, spec
     self._pieces, self._number = pieces(directory), 0
     self._first = self._stop = 0
-    self.get_stats = batches.get_stats
+    self.get_stats, self.get_placed = batches.get_stats, batches.get_placed
 
   def __iter__(self):
     return self
@@ -185,7 +185,10 @@ class Joined:
   def _rows(self, number: int) -> dict[int, Row]:
     """Rows of a batch by checksum."""
     if not self._first <= number < self._stop:
-      self._first, self._stop, files = next(piece for piece in self._pieces if piece[0] <= number < piece[1])
+      piece = next((piece for piece in self._pieces if piece[0] <= number < piece[1]), None)
+      if piece is None:  # a run that went back takes more batches than it has steps
+        raise ValueError(f"{self._directory} has no batch {number}; run the stage that wrote it on with more steps")
+      self._first, self._stop, files = piece
       self._found = [_read(path, "batch", "checksum", "count", "log_probs", "ids") for path in files]
     rows = {}
     for part in self._found:

@@ -28,7 +28,7 @@ from bluelm_jax.training import store
 from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training.metrics import Metrics
 
-_UNUSED = ("init_vision", "trainable", "optimizer", "schedule", "distill.share", "export_every", "keep", "keep_every")
+_UNUSED = ("init_vision", "trainable", "optimizer", "schedule", "distill.share", "export_every", "keep", "keep_every", "evaluate", "watch", "spikes")
 _BYTES = 1 << 28  # of what waits to be written
 
 
@@ -108,6 +108,10 @@ def jit_top(config, teacher, mesh):
 def _store(config, top, params, batches, spec, mesh, workdir, first, life, asked) -> None:
   """Stores the batches from `first` on."""
   begin, rows, sums, tokens = first, [], np.zeros(3), []
+
+  def save(stop, data_state):
+    store.save(workdir, begin, stop, rows, jax.process_index(), jax.process_count(), {"data": data_state, "groups": spec.groups})
+
   with contextlib.closing(Metrics(workdir, config.name, config.steps)) as metrics:
     for number, batch, (found, of_batch), data_state in _computed(config, top, params, batches, mesh, first):
       rows += _rows(number, batch, found, spec)
@@ -119,8 +123,7 @@ def _store(config, top, params, batches, spec, mesh, workdir, first, life, asked
       life.beat(step)
       leave = asked()
       if leave or step == config.steps or step - begin == _a_file(config, found):
-        state = {"data": data_state, "groups": spec.groups}
-        store.save(workdir, begin, step, rows, jax.process_index(), jax.process_count(), state)
+        save(step, data_state)
         begin, rows = step, []
       if leave or step == config.steps or step % config.log_every == 0:
         loss, weight, others = sums
@@ -129,14 +132,18 @@ def _store(config, top, params, batches, spec, mesh, workdir, first, life, asked
         sums, tokens = np.zeros(3), []
       if leave:
         raise supervise.Preempted(f"{config.name} was asked to end and stored {step} batches of {config.steps}; run the same command again to go on")
+    if step < config.steps:
+      if step > begin:
+        save(step, data_state)
+      raise ValueError(f"the data end after batch {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step}")
 
 
 def _computed(config, top, params, batches, mesh, first):
-  """(number, batch, what `top` makes of it, the data's state after it) from `first` on; the next is under way while one is looked at."""
+  """(number, batch, what `top` makes of it, the data's state after it) from `first` on, until the data end; the next is under way while one is looked at."""
   before = None
   for number in range(first, config.steps):
     if (batch := next(batches, None)) is None:
-      raise ValueError(f"the data end after batch {number} of {config.steps}; raise the sources' epochs or caps, or set steps = {number}")
+      break
     now = number, batch, top(params, stage.put_batch(batch, rules.batch_sharding(mesh))), batches.get_state()
     if before:
       yield before

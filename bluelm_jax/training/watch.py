@@ -49,16 +49,20 @@ def watcher(config, trainable) -> Watcher | None:
   """Of a stage that trains these paths; None where it watches nothing."""
   if not config.watch.every:
     return None
-  patterns = {name: (p,) if isinstance(p, str) else p for name, p in (config.watch.groups or GROUPS).items()}
+  patterns = {name: _several(p) for name, p in (config.watch.groups or GROUPS).items()}
   groups = {name: [path for path in trainable if any(re.fullmatch(p, path) for p in found)] for name, found in patterns.items()}
   rates = optimizer_lib.rates(config.optimizer, config.schedule, config.steps, trainable)
   return Watcher(config.watch.every, {name: members for name, members in groups.items() if members}, rates)
 
 
+def _several(patterns) -> tuple[str, ...]:
+  return (patterns,) if isinstance(patterns, str) else patterns
+
+
 def check_groups(config, paths) -> None:
   """Raises ValueError on a pattern that matches no parameter."""
   for name, patterns in config.watch.groups.items():
-    optimizer_lib.check_patterns(f"watch.groups.{name}", (patterns,) if isinstance(patterns, str) else patterns, paths)
+    optimizer_lib.check_patterns(f"watch.groups.{name}", _several(patterns), paths)
 
 
 def measure(w: Watcher, tx: optax.GradientTransformation, state, grads, activations: dict):

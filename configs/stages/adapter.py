@@ -3,11 +3,11 @@
   python -m bluelm_jax.train --config=configs/stages/adapter.py:miniature --workdir=/tmp/adapter --config.init_from=/tmp/text
 
 Of BlueLM-2.5-3B 2.5 M pairs are published, and what is frozen; rate and batch are ours. At that size the
-vision tower is SigLIP2's, a HuggingFace directory: --config.init_vision; and the pairs are yours, under data/.
+vision tower is SigLIP2's, a HuggingFace directory: --config.init_vision; the pairs are yours, under
+data/, and the mesh is for 256 chips; --config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults
-
 
 SIZES = ("miniature", "small", "bluelm_2_5_3b")
 

@@ -6,7 +6,7 @@
 Of BlueLM-2.5-3B 1.3 T tokens are published, 4K to 32K, YaRN, smaller batches, and that native long texts and long
 reasoning rose past 80 %. The lengths between, their tokens, batches and rates, and YaRN's settings are ours. Rates go
 down one straight line: from where `joint.py` and `reasoning.py` leave their cosine (6.5 T of 12 T) to zero at 1.3 T.
-The data are yours, under data/.
+Meshes are for 256 chips, --config.mesh changes them. The data are yours, under data/.
 """
 
 import pathlib
@@ -31,20 +31,20 @@ def get_config(size: str = "miniature_1k"):
   c = defaults.load(f"{pathlib.Path(__file__).parent}/joint.py:{preset}")
   c.name, c.preset, c.yarn = "decay", preset, stretch
   c.data.rows, c.data.length, c.steps = rows, length, steps
-  c.data.accumulate = ((0, 1),)
+  c.data.accumulate = ((0, 8 if preset == "bluelm_2_5_3b" else 1),)  # 16 Mi tokens at true size
   # All sizes of a preset share one line: where this one begins on it, in steps, and the line's length.
   line = [name for name in SIZES if _TABLE[name][0] == preset]
   before = [_TABLE[name][4] for name in line[: line.index(size)]]
   c.schedule.update(kind="linear", warmup=0, final=0.0, offset=sum(before), horizon=sum(_TABLE[name][4] for name in line), continues=False)
-  long, short = ((0, first), (steps, last)), ((0, 1 - first), (steps, 1 - last))
+  batches = steps * c.data.accumulate[0][1]  # of data.rows, which shares count
+  long, short = ((0, first), (batches, last)), ((0, 1 - first), (batches, 1 - last))
   scaled = lambda knots, share: tuple((step, round(value * share, 4)) for step, value in knots)
   c.data.sources = {}
   if preset == "bluelm_2_5_3b":
     c.optimizer.learning_rate = 1.5e-4
-    c.data.accumulate = ((0, 8),)  # 16 Mi tokens
     context = length // 8192  # 8192 tokens a chip of 256
     c.mesh.update(data=16 // context, fsdp=16, context=context)
-    c.data.tile_slots = 8 * context  # images take a fifth of a row
+    c.data.tile_slots = max(8 * context, 16)  # images take a fifth of a row; the largest has 16 tiles
     defaults.fill(
         c.data.sources,
         long_text=dict(kind="documents", path="data/long/text-*.array_record", share=scaled(long, 0.6)),

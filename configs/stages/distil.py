@@ -4,7 +4,8 @@
       --config.init_from=/tmp/pruned --config.distill.teacher=/tmp/teacher
 
 Of BlueLM-2.5-3B's distillation 3 T tokens are published. Temperature, share, batch and learning rate are ours: at
-temperature 1 the teacher's own distribution is followed, and half of the loss is the data's.
+temperature 1 the teacher's own distribution is followed, and half of the loss is the data's. At that size
+the data are yours, under data/, and the mesh is for 256 chips; --config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults
@@ -33,6 +34,9 @@ def get_config(size: str = "miniature"):
     c.loss_chunks = 8
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adamw", 4.2e-4, 0.1
     c.schedule.warmup = 2000
+  if size == "bluelm_2_5_3b":
+    defaults.fill(c.data.sources, text=dict(kind="documents", path="data/text/*.array_record", share=1.0))
+    return c
   defaults.fill(
       c.data.sources,
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.5, window=c.data.length),

@@ -19,5 +19,6 @@ def get_config(size: str = "miniature"):
   c.name = "distil_decay"
   c.steps = 31_790 if size == "bluelm_2_5_3b" else 60  # 300 B tokens
   c.schedule.kind, c.schedule.warmup, c.schedule.final = "linear", 0, 0.0
-  c.data.sources.prose.share, c.data.sources.reasoning.share = 0.3, 0.7
+  if size == "miniature":
+    c.data.sources.prose.share, c.data.sources.reasoning.share = 0.3, 0.7
   return c

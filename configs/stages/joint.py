@@ -4,11 +4,11 @@
 
 Of BlueLM-2.5-3B's 4 T tokens are published, batches of 64 M, 40 % text, lower rates for the vision tower's layers,
 and one decay planned over 12 T. The rate itself, its fall over the layers, the cosine, the ramp and the shares of
-the kinds are ours. At that size the data are yours, under data/.
+the kinds are ours. At that size the data are yours, under data/, and the mesh is for 256 chips;
+--config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults
-
 
 SIZES = ("miniature", "small", "bluelm_2_5_3b")
 

@@ -3,12 +3,11 @@
   python -m bluelm_jax.train --config=configs/stages/sft.py:miniature --workdir=/tmp/sft --config.init_from=/tmp/joint
 
 Of BlueLM-2.5-3B's fine-tuning 32K rows are published, ordinary chains of thought three times and long ones nine
-times; batch, rate and shares are ours. At that size the stage ends with its data, which are yours, under data/; the
-chains' share is to be what lets all of them end together.
+times; batch, rate and shares are ours. At that size the data are yours, under data/; steps must be what their epochs make: where they
+end before, the stage stops and says at which step. The mesh is for 256 chips, --config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults
-
 
 SIZES = ("miniature", "small", "bluelm_2_5_3b")
 

@@ -1,4 +1,4 @@
-"""What a teacher says of the batches of `distil.py`, stored: its 32 likeliest tokens at each position with loss.
+"""What a teacher says of the batches of `distil.py` (or, with _decay behind the size, of `distil_decay.py`), stored: its 32 likeliest tokens at each position with loss.
 
   python -m bluelm_jax.train --config=configs/stages/teach.py:miniature --workdir=/tmp/taught --config.distill.teacher=/tmp/teacher
   python -m bluelm_jax.train --config=configs/stages/distil.py:miniature --workdir=/tmp/distil \
@@ -13,11 +13,14 @@ import pathlib
 
 from bluelm_jax.training import defaults
 
-SIZES = ("miniature", "bluelm_2_5_3b")
+SIZES = ("miniature", "miniature_decay", "bluelm_2_5_3b", "bluelm_2_5_3b_decay")
 
 
 def get_config(size: str = "miniature"):
-  student = defaults.load(f"{pathlib.Path(__file__).parent}/distil.py:{size}")
+  if size not in SIZES:
+    raise ValueError(f"size {size!r} is unknown; use {', '.join(SIZES)}")
+  size, decay = size.removesuffix("_decay"), size.endswith("_decay")
+  student = defaults.load(f"{pathlib.Path(__file__).parent}/{'distil_decay' if decay else 'distil'}.py:{size}")
   c = defaults.stage()
   c.name, c.preset, c.objective = "teach", size, "teach"
   c.seed, c.data, c.loss_chunks, c.mesh = student.seed, student.data, student.loss_chunks, student.mesh

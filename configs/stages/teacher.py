@@ -3,7 +3,8 @@
   python -m bluelm_jax.train --config=configs/stages/teacher.py:miniature --workdir=/tmp/teacher
 
 Of BlueLM-2.5-3B's teacher its 7 B parameters and 6 T tokens are published, nothing else: its shape is ours; batch and
-learning rate are those of DeepSeek LLM 7B, which is of its size (arXiv 2401.02954). At that size the data are yours to give.
+learning rate are those of DeepSeek LLM 7B, which is of its size (arXiv 2401.02954). At that size the data
+are yours, under data/, and the mesh is for 256 chips; --config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults
@@ -31,6 +32,9 @@ def get_config(size: str = "miniature"):
     c.loss_chunks = 8
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.weight_decay = "adamw", 4.2e-4, 0.1
     c.schedule.warmup = 2000
+  if size == "bluelm_2_5_3b":
+    defaults.fill(c.data.sources, text=dict(kind="documents", path="data/text/*.array_record", share=1.0))
+    return c
   defaults.fill(
       c.data.sources,
       prose=dict(kind="documents", path="assets/text-train.array_record", share=0.5, window=c.data.length),

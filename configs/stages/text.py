@@ -5,7 +5,6 @@
 
 from bluelm_jax.training import defaults
 
-
 SIZES = ("miniature", "small")
 
 

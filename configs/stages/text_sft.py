@@ -2,7 +2,8 @@
 
   python -m bluelm_jax.train --config=configs/stages/text_sft.py:miniature --workdir=/tmp/text_sft --config.init_from=/tmp/decay
 
-That BlueLM-2.5-3B's text model was fine-tuned is published, nothing more: length, batch, rate and mixture are ours.
+That BlueLM-2.5-3B's text model was fine-tuned is published, nothing more: length, batch, rate and mixture are ours. At that
+size the data are yours, under data/, and the mesh is for 256 chips; --config.mesh changes it.
 """
 
 from bluelm_jax.training import defaults

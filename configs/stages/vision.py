@@ -8,7 +8,6 @@ who bring SigLIP2 weights leave this stage out.
 
 from bluelm_jax.training import defaults
 
-
 SIZES = ("miniature", "small")
 
 

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 
+from bluelm_jax.evaluation import statistics
 from bluelm_jax.evaluation import text
 from bluelm_jax.inference.conversation import Speaker
 from tests.bench import machine
@@ -25,19 +26,14 @@ def sums(directory: str) -> dict[str, np.ndarray]:
   return text.bits_per_byte(speaker.generator.model, speaker.generator.params, speaker.chat, "assets/text-test.array_record")
 
 
-def rate(sums_N2):
-  return sums_N2[..., 0].sum(-1) / sums_N2[..., 1].sum(-1)
-
-
 def main(*directories: str):
   print(f"{machine.line()}\n\n| | language | bits per byte | the first less this |\n|---|---|---|---|")
   found = {d: sums(d) for d in directories}
   for directory, by_language in found.items():
     for language, own in by_language.items():
       first = found[directories[0]][language]
-      picks = np.random.default_rng(0).integers(len(own), size=(4000, len(own)))  # the same documents of both
-      low, high = np.quantile(rate(first[picks]) - rate(own[picks]), (0.025, 0.975))
-      print(f"| {directory} | {language} | {rate(own):.3f} | {rate(first) - rate(own):.3f} [{low:.3f}, {high:.3f}] |", flush=True)
+      low, high = statistics.rate_interval(first, own, draws=4000)
+      print(f"| {directory} | {language} | {statistics.rate(own):.3f} | {statistics.rate(first) - statistics.rate(own):.3f} [{low:.3f}, {high:.3f}] |", flush=True)
 
 
 if __name__ == "__main__":

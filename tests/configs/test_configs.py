@@ -8,17 +8,20 @@ import math
 import os
 import pathlib
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.interop import load
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
 from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
+from bluelm_jax.training import teaching
 from bluelm_jax.training.precompile import compile as compile_lib
 from bluelm_jax.training.precompile import topology
 
@@ -90,6 +93,22 @@ def test_stage_lowers_at_true_size(name, size, tmp_path):
     serialize.save(presets.PRESETS[defaults.load(f"{ROOT}/configs/stages/teacher.py:{size}").preset](), tmp_path)
     config.distill.teacher = str(tmp_path)
   trace(config, jax.devices()[: math.prod(mesh.values())], lower=size.startswith("bluelm"))  # the others run, in other tests and in recipes
+
+
+@pytest.mark.parametrize("size", ["miniature", "bluelm_2_5_3b"])
+def test_teaching_lowers_at_true_size(size):
+  config = defaults.load(f"{ROOT}/configs/stages/teach.py:{size}")
+  config.mesh.update({"data": 1, "fsdp": 4} if size == "miniature" else {"data": 1, "fsdp": 2, "tensor": 2})  # three KV heads
+  teacher = presets.PRESETS[defaults.load(f"{ROOT}/configs/stages/teacher.py:{size}").preset]()
+  mesh = rules.make_mesh(config.mesh.to_dict(), jax.devices()[:4])
+  spec, _ = stage.batch_shape(config, teacher, mesh, Tokenizer())
+  boxed = load.abstract_params(teacher)
+  params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), rules.param_shardings(mesh, boxed))
+  batch = compile_lib.abstract_batch(spec, rules.batch_sharding(mesh))
+  with jax.set_mesh(mesh):
+    top = teaching.jit_top(config, teacher, mesh).trace(params, batch)
+  assert top.out_info[0].ids.shape == (spec.rows, spec.length, config.distill.top_k)
+  top.lower()
 
 
 @pytest.mark.parametrize("name,layout", LAYOUTS)

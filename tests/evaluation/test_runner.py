@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -12,7 +13,9 @@ from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.evaluation import grounding
+from bluelm_jax.evaluation import report
 from bluelm_jax.evaluation import runner
+from bluelm_jax.evaluation import stages
 from bluelm_jax.evaluation import text
 from bluelm_jax.evaluation.runner import Claim
 from bluelm_jax.training import defaults
@@ -82,6 +85,29 @@ def test_an_evaluation_is_checked_before_it_starts(change, words):
     del config.text
   with pytest.raises(ValueError, match=words):
     runner.check(config, recipe.order)
+
+
+def test_stages_are_compared_item_by_item(monkeypatch, tmp_path):
+  """Each stage is measured once a kind; differences are paired, their sign is the stage's less the control's."""
+  rng, measured = np.random.default_rng(0), []
+  easy = rng.random(400) < 0.5
+  answers = {"a": easy.astype(float), "b": (easy & (np.arange(400) % 4 > 0)).astype(float)}
+  sizes = np.stack([rng.uniform(100, 900, 60), np.full(60, 100.0)], 1)
+  texts = {"a": {"en": sizes - [5, 0]}, "b": {"en": sizes}}
+  monkeypatch.setattr(stages, "Speaker", lambda name: measured.append(name) or name)
+  monkeypatch.setitem(stages._MEASURES, "reasoning", lambda name, config: answers[name])
+  monkeypatch.setitem(stages._MEASURES, "text", lambda name, config: texts[name])
+  config = ml_collections.ConfigDict({"comparisons": (("text", "a", "b"), ("reasoning", "a", "b"), ("reasoning", "b", "a"))})
+  bits, gain, loss = stages.compare(config, {"a": "a", "b": "b"})
+  assert measured == ["a", "b", "a", "b"]
+  assert (bits.value - bits.control_value, bits.low, bits.high) == pytest.approx((-0.05,) * 3) and bits.better == "lower" and bits.n == 60
+  assert gain.value - gain.control_value == pytest.approx(answers["a"].mean() - answers["b"].mean())
+  assert 0 < gain.low < gain.value - gain.control_value < gain.high and (loss.low, loss.high) == pytest.approx((-gain.high, -gain.low), abs=0.01)
+  results = runner.Results(comparisons=[bits, gain, loss])
+  shown = report.table(results)
+  assert "bits per byte, en" in shown and "-0.050 [-0.050, -0.050] (lower is better)" in shown
+  cells = report._comparisons(results)
+  assert cells.count("class='n ok'") == 2 and cells.count("class='n no'") == 1
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ import time
 from absl import flags
 
 from bluelm_jax import door
+from bluelm_jax import process
 from bluelm_jax import supervise
 from bluelm_jax.training import defaults
 
@@ -69,7 +70,8 @@ def main(argv):
     import jax
 
     jax.config.update("jax_num_cpu_devices", 1)
-    jax.distributed.initialize(coordinator_address=f"127.0.0.1:{_COORDINATOR.value}", num_processes=2, process_id=_HOST.value)
+    os.environ.update(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{_COORDINATOR.value}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(_HOST.value))
+    process.join_others()
   from bluelm_jax.training import metrics
   from bluelm_jax.training import recipe
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import bluelm_jax
+from bluelm_jax.interop import load
+from bluelm_jax.interop import manifest
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import checkpoints
-from bluelm_jax.interop import load
-from bluelm_jax.interop import manifest
 from bluelm_jax.training import optimizer
 from bluelm_jax.training import stage
 from tests.training import faulty

@@ -10,6 +10,7 @@ import pytest
 from bluelm_jax.kernels.rotary import RopeScaling
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
+from bluelm_jax.training import accumulate
 from bluelm_jax.training import checks
 from bluelm_jax.training import defaults
 from bluelm_jax.training import optimizer
@@ -42,7 +43,8 @@ def test_controls_start_where_the_recipe_says():
     ({"starts": {"nap": ""}}, "starts.nap names no stage of the order"),
     ({"starts": {"vision": "sft"}}, "starts.vision = 'sft' is no stage before it; use '' for random weights, or one of text"),
     ({"starts": {"sft": "sft"}}, "is no stage before it"),
-    ({"starts": {"sft": "joint"}, "stages.sft.schedule.continues": True}, "sft does not start from the stage before; set schedule.offset and horizon"),
+    ({"starts": {"sft": "joint"}, "stages.sft.schedule.continues": True}, "sft is no stage of the line, or starts from none; set schedule.offset and horizon"),
+    ({"starts": {"vision": "", "joint": "text"}, "stages.sft.schedule.continues": True}, "sft is no stage of the line"),
     ({"starts": {"vision": ""}, "stages.vision.init_from": "x"}, "in a recipe vision starts from random weights; empty it")])
 def test_starts_that_cannot_be(change, words):
   config = defaults.load(f"{machine.ROOT}/configs/recipes/miniature.py")
@@ -86,6 +88,25 @@ def test_the_true_stages_read_the_published_tokens(names, tokens):
     knots = [*c.data.accumulate, (c.steps, 0)]
     read += c.data.rows * c.data.length * sum(count * (end - at) for (at, count), (end, _) in zip(knots, knots[1:]))
   assert read == pytest.approx(tokens, rel=1e-4)
+
+
+def test_the_true_recipe_fits_its_mesh():
+  """All stages are for as many devices; rows divide over their groups, a group holds the largest image, shares move until the end."""
+  for name, (_, c) in by_name(defaults.load(TRUE)).items():
+    groups = c.mesh.data * c.mesh.fsdp
+    assert groups * c.mesh.context * c.mesh.tensor == 256 and c.data.rows % groups == 0, name
+    anyres = presets.PRESETS[c.preset]().anyres if c.data.tile_slots else None
+    assert anyres is None or c.data.tile_slots >= anyres.max_rows * anyres.max_cols, name
+    moving = [s.share for s in c.data.sources.values() if isinstance(s.share, tuple)]
+    assert all(share[-1][0] == accumulate.total(c.data.accumulate, c.steps) for share in moving), name
+
+
+@pytest.mark.parametrize("name,expected", [("layers/mlp/up", [0.25, 1.0]), ("lm_head", 1.0), ("embedding", 0.0625)])
+def test_rates_fall_in_a_model_of_text_alone(name, expected):
+  c = defaults.stage()
+  defaults.fill(c.optimizer.lr_factors, all=dict(path=".*", factor=1.0, layer_decay=0.25))
+  found = np.ravel(optimizer.lr_factor(c.optimizer, name, 3, 2))
+  np.testing.assert_allclose(found, expected)
 
 
 def test_a_context_grows_from_what_it_was_at_first():

@@ -125,5 +125,5 @@ def test_none_is_made_twice_and_none_is_left_out(workdir, whole, monkeypatch):
     stage.run(config(), workdir)
 
 
-def test_a_trace_the_config_asked_for(whole):
+def test_a_trace_was_asked_for(whole):
   assert [p.relative_to(whole / profiling.DIRECTORY).parts[0] for p in whole.rglob("*.xplane.pb")] == ["1"]

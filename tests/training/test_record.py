@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
+from bluelm_jax.interop import manifest
 from bluelm_jax.models import presets
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.training import defaults
-from bluelm_jax.interop import manifest
 from bluelm_jax.training import recipe
 from bluelm_jax.training import record
 from bluelm_jax.training import stage

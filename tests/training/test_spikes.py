@@ -10,8 +10,8 @@ import pytest
 
 from bluelm_jax.data import pack
 from bluelm_jax.interop import load
-from bluelm_jax.models import presets
 from bluelm_jax.interop import manifest
+from bluelm_jax.models import presets
 from bluelm_jax.training import metrics
 from bluelm_jax.training import record
 from bluelm_jax.training import spikes
