@@ -33,8 +33,8 @@ def get_config():
   s.decay_short.yarn, s.decay_short.data.rows, s.decay_short.data.length = 1.0, 4, 512
   s.decay_short.data.sources.lookup.lengths = (128, 270)
   s.decay_short.steps = s.decay_short.schedule.horizon
-  for name, source in s.decay_short.data.sources.items():  # the shares of both stages of the line
-    source.share = (*source.share, *((s.decay_1k.steps + step, share) for step, share in s.decay_2k.data.sources[name].share))
+  for name, source in s.decay_short.data.sources.items():  # the shares of both stages of the line, which meet
+    source.share = (*source.share, *((s.decay_1k.steps + step, share) for step, share in s.decay_2k.data.sources[name].share[1:]))
 
   c.evaluation.update(
       before="text_sft", after="sft", text="assets/text-test.array_record", screens="assets/screens-test.array_record",

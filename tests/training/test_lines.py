@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bluelm_jax.data import loader
 from bluelm_jax.kernels.rotary import RopeScaling
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
@@ -88,6 +89,12 @@ def test_the_true_stages_read_the_published_tokens(names, tokens):
     knots = [*c.data.accumulate, (c.steps, 0)]
     read += c.data.rows * c.data.length * sum(count * (end - at) for (at, count), (end, _) in zip(knots, knots[1:]))
   assert read == pytest.approx(tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("path", [WHOLE, TRUE])
+def test_the_sources_of_a_recipe_are_in_order(path):
+  for _, c in by_name(defaults.load(path)).values():
+    loader.check(c.data.sources, c.objective)
 
 
 def test_the_true_recipe_fits_its_mesh():
