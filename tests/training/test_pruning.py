@@ -152,5 +152,5 @@ def test_the_7b_teacher_is_scored_at_true_size():
   assert isinstance(batch, PackedBatch)
   with jax.set_mesh(mesh):
     found, tokens_B, _ = jax.eval_shape(pruning.jit_scores(serialize.build(teacher), c.layout, mesh), params, batch)
-  shapes = importance.Importance((65, 4096), (65, 4096), (32, 32), (32, 14336), (256,))
-  assert tokens_B.shape == (256,) and all(x.shape == (32, *s) for x, s in zip(found, shapes))
+  shapes = importance.Importance((65, 4096), (65, 4096), (32, 32), (32, 14336), (32,))
+  assert tokens_B.shape == (256,) and all(x.shape == (256, *s) for x, s in zip(found, shapes))
