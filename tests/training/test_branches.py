@@ -1,4 +1,4 @@
-"""How stages follow each other: branches of a recipe, and contexts that grow."""
+"""How stages follow each other: branches of a recipe, rates, and contexts that grow."""
 
 import dataclasses
 

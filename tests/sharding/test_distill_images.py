@@ -49,7 +49,7 @@ def on(mesh, config, batch):
   loss = state_lib.make_loss(model, len(config.data.sources), config.objective, config.loss_chunks, teacher_lib.distillation(config, student))
   with jax.set_mesh(mesh):
     step_fn = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (_, counts), gradients = step_fn(start.trainable, start.frozen, stage.put_batch(batch, rules.batch_sharding(mesh)), teacher)
+    (_, (counts, _)), gradients = step_fn(start.trainable, start.frozen, stage.put_batch(batch, rules.batch_sharding(mesh)), teacher)
   return {k: float(v) for k, v in counts.items() if k.startswith("loss_parts")}, jax.device_get(gradients)
 
 
