@@ -107,7 +107,7 @@ def jit_top(config, teacher, mesh):
 
 def _store(config, top, params, batches, spec, mesh, workdir, first, life, asked) -> None:
   """Stores the batches from `first` on."""
-  begin, rows, sums, tokens = first, [], np.zeros(3), []
+  begin, step, rows, sums, tokens = first, first, [], np.zeros(3), []
 
   def save(stop, data_state):
     store.save(workdir, begin, stop, rows, jax.process_index(), jax.process_count(), {"data": data_state, "groups": spec.groups})
@@ -148,7 +148,8 @@ def _computed(config, top, params, batches, mesh, first):
     if before:
       yield before
     before = now
-  yield before
+  if before:
+    yield before
 
 
 def _a_file(config, found: Top) -> int:

@@ -104,6 +104,17 @@ def test_with_all_tokens_a_store_is_its_teacher(teacher, taught, tmp_path):
   assert 0.1 * online["loss_parts/divergence"] < few["loss_parts/divergence"] < 0.9 * online["loss_parts/divergence"]
 
 
+def test_what_was_said_before_the_data_end_is_stored(teacher, tmp_path):
+  c = teach(teacher)
+  for source in c.data.sources.values():
+    with source.unlocked():
+      source.max_examples = 20
+  for _ in range(2):  # the second finds nothing more to do
+    with pytest.raises(ValueError, match="the data end after batch [1-5] of 6; raise the sources' epochs or caps, or set steps = [1-5]"):
+      stage.run(c, tmp_path / "w")
+    assert 1 <= store.stop(tmp_path / "w") < BATCHES
+
+
 def test_what_is_stored(stored):
   """Positions with loss alone, in narrow types, three files of two batches."""
   assert [(a, b, len(files)) for a, b, files in store.pieces(stored)] == [(0, 2, 1), (2, 4, 1), (4, 6, 1)] and store.stop(stored) == BATCHES
