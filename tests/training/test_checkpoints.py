@@ -11,21 +11,13 @@ import pytest
 import bluelm_jax
 from bluelm_jax.interop import load
 from bluelm_jax.interop import manifest
-from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import checkpoints
 from bluelm_jax.training import optimizer
 from bluelm_jax.training import stage
 from tests.training import faulty
-
-
-@pytest.fixture(scope="module", autouse=True)
-def preset():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(presets, "PRESETS", dict(presets.PRESETS))
-    faulty.add_preset()
-    yield
+from tests.training.presets import preset  # noqa: F401  (for every test here)
 
 
 def config():

@@ -15,7 +15,6 @@ from bluelm_jax.data import loader
 from bluelm_jax.data import pack
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tokenizer import Tokenizer
-from bluelm_jax.models import presets
 from bluelm_jax.training import defaults
 from bluelm_jax.training import goodput
 from bluelm_jax.training import losses
@@ -25,14 +24,7 @@ from bluelm_jax.training import profiling
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
 from tests.training import faulty
-
-
-@pytest.fixture(scope="module", autouse=True)
-def preset():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(presets, "PRESETS", dict(presets.PRESETS))
-    faulty.add_preset()
-    yield
+from tests.training.presets import preset  # noqa: F401  (for every test here)
 
 
 def config(**changes):

@@ -11,22 +11,14 @@ import pytest
 from bluelm_jax.data import pack
 from bluelm_jax.interop import load
 from bluelm_jax.interop import manifest
-from bluelm_jax.models import presets
 from bluelm_jax.training import metrics
 from bluelm_jax.training import record
 from bluelm_jax.training import spikes
 from bluelm_jax.training import stage
 from tests.training import faulty
+from tests.training.presets import preset  # noqa: F401  (for every test here)
 
 RULE = spikes.Rule(factor=3.0, window=4, warmup=2, patience=3, rollbacks=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def preset():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(presets, "PRESETS", dict(presets.PRESETS))
-    faulty.add_preset()
-    yield
 
 
 def config(**changes):
