@@ -20,6 +20,7 @@ def attention(q_RQHD, k_XPKD, v_XPKD, tables_RM, positions_RQ, scale):
   scores = jnp.einsum("rkqd,rksd->rkqs", q_RKGD, k_RKSD, preferred_element_type=wide) * scale
   seen_RQS = jnp.arange(k_RKSD.shape[2]) <= positions_RQ[..., None]
   seen = jnp.tile(seen_RQS, (1, H // K, 1))[:, None]
-  weights = jax.nn.softmax(jnp.where(seen, scores, _FAR), axis=-1, where=seen)
+  weights = jnp.where(seen, jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=_FAR)), 0.0)
+  weights /= jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(wide).tiny)
   out = jnp.einsum("rkqs,rksd->rkqd", weights.astype(v_RKSD.dtype), v_RKSD, preferred_element_type=wide)
   return einops.rearrange(out, "r k (g q) d -> r q (k g) d", q=Q).astype(q_RQHD.dtype)
