@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bluelm_jax.data import loader
-from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
-from bluelm_jax.inference import generate
+from bluelm_jax.inference.engine import Engine
+from bluelm_jax.inference.request import Options
+from bluelm_jax.inference.request import plain_prompt
 from bluelm_jax.kernels.attention import api
 from bluelm_jax.models import serialize
 from bluelm_jax.models.presets import PRESETS
@@ -212,15 +213,20 @@ def decode_table():
 
 def decode(model, params, rows: int, prompt: int, tokens: int):
   """(seconds a step, bytes of the cache that a step must read)."""
-  generator, c = generate.Generator(model, params, end_ids=-1), model.config.decoder
+  c = model.config.decoder
+  engine = Engine(model, params, end_ids=(), slots=rows, pages=rows * -(-(prompt + tokens) // 16))
   text = np.random.default_rng(0).integers(1, c.vocab_size, (rows, prompt))
-  example = lambda ids: Example(ids, ids, np.ones(prompt), np.full(prompt, -1), np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, int))
   times = []
   for _ in range(2):  # the first compiles
-    stream = generator.stream([example(ids) for ids in text], generate.Options(max_tokens=tokens))
-    next(stream)
-    start = time.perf_counter()
-    times.append((sum(1 for _ in stream), time.perf_counter() - start))
+    for ids in text:
+      engine.submit(plain_prompt(ids), Options(max_tokens=tokens))
+    while engine.stats()["running"] < rows:  # what is read and drawn meanwhile is not counted
+      engine.step()
+    start, said = time.perf_counter(), 0
+    while engine.busy:
+      said += len(engine.step())
+    times.append((said / rows, time.perf_counter() - start))
+    engine.flush()
   cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
   return times[1][1] / times[1][0], cache
 
