@@ -23,7 +23,7 @@ def attention(
   tables[r, p // P], slot p % P. Long prompts are several rows with the same table.
 
   Args:
-    k_XKPD, v_XKPD: in q's dtype, or int8 with scales.
+    k_XKPD, v_XKPD: in q's dtype, or int8 with scales. Their D may be more than q's, for a TPU's sake; what lies behind is not used.
     tables_RM: int32, pages of the sequence in order; entries behind its last one may be anything in range.
     positions_RQ: int32, of each query in its sequence, ascending; -1 for a query that is not there, which yields zeros.
     k_scale, v_scale: float32, of int8 pages: what a number of a token's head is to be multiplied by
@@ -46,7 +46,8 @@ def attention(
   if refused := _refusal(name, q_RQHD, k_XKPD, tables_RM):
     raise ValueError(refused)
   scales = None if k_scale is None else (k_scale, v_scale)
-  return _module(name).attention(q_RQHD, k_XKPD, v_XKPD, tables_RM, positions_RQ, scales, scale)
+  q_RQHD = jnp.pad(q_RQHD, ((0, 0), (0, 0), (0, 0), (0, k_XKPD.shape[3] - D)))
+  return _module(name).attention(q_RQHD, k_XKPD, v_XKPD, tables_RM, positions_RQ, scales, scale)[..., :D]
 
 
 def choose(implementation: str, q_RQHD, k_XKPD, tables_RM) -> str:
@@ -73,7 +74,7 @@ def _refusal(name, q, k, tables) -> str | None:
 
 def _check(q, k, v, tables, positions, k_scale, v_scale):
   R, Q, H, D = q.shape
-  if k.ndim != 4 or k.shape != v.shape or k.shape[3] != D or H % k.shape[1]:
+  if k.ndim != 4 or k.shape != v.shape or k.shape[3] < D or H % k.shape[1]:
     raise ValueError(f"q {q.shape}, k {k.shape} and v {v.shape} do not fit: pages are [X, K, P, D], heads a multiple of K")
   if tables.shape[0] != R or positions.shape != (R, Q):
     raise ValueError(f"tables {tables.shape} and positions {positions.shape} do not fit {R} rows of {Q} queries")

@@ -128,6 +128,8 @@ def refusal(q, k, tables) -> str | None:
   """What of the arguments the kernel does not take, with the remedy."""
   if q.dtype not in (jnp.float32, jnp.bfloat16):
     return f"pallas_tpu takes float32 or bfloat16, q is {q.dtype}; cast it or use implementation='xla'"
+  if k.shape[3] % _LANES:  # XLA would lay such pages out in another order, and copy all of them for every call
+    return f"pallas_tpu takes pages whose head size is a multiple of {_LANES}, not {k.shape[3]}; make pages wider or use implementation='xla'"
   tile = 32 // k.dtype.itemsize
   if k.shape[2] % tile:
     return f"pallas_tpu takes {k.dtype} pages of a multiple of {tile} slots, not {k.shape[2]}; change the page or use implementation='xla'"
