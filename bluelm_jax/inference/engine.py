@@ -38,7 +38,8 @@ class Engine:
 
   def __init__(
       self, model, params, *, end_ids: Sequence[int], banned: Sequence[int] = (), think: sampling.Think | None = None, slots: int = 32,
-      pages: int | None = None, page_size: int = 16, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, version: int = 0,
+      pages: int | None = None, page_size: int = 16, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
+      version: int = 0,
   ):
     """
     Args:
@@ -49,6 +50,7 @@ class Engine:
       pages: of `page_size` tokens each; None: enough for a quarter of the slots at full context.
       prefill_tokens: tokens of prompts read in one step at most.
       tiles: visual tokens are kept for so many.
+      kv_dtype: of keys and values, "int8" or None for the compute dtype.
       drafts: tokens guessed ahead from the text so far, and checked in the same step; 0 guesses none.
     """
     self.model, self.version, self.drafts = weights.for_engine(model), version, drafts
@@ -66,7 +68,7 @@ class Engine:
     masked = np.zeros(self._decoder.vocab_size, bool)
     masked[list(banned)] = True
     self._programs = programs.Programs(self.model, masked, think)
-    self._pages, self._slots = empty_pages(self._decoder, pages + 1, page_size), programs.new_slots(self._decoder.vocab_size, slots)
+    self._pages, self._slots = empty_pages(self._decoder, pages + 1, page_size, kv_dtype), programs.new_slots(self._decoder.vocab_size, slots)
     self._ids, self._in_flight, self._steps = itertools.count(), None, 0
 
   @property

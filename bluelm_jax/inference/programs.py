@@ -97,17 +97,17 @@ class Programs:
     inputs_SQ = jnp.concatenate([token_of_slot[batch.slots_S][:, None], jnp.maximum(batch.drafts_SQ, 0)], axis=1)
     positions_SQ = _positions(batch.positions_S, batch.drafts_SQ)
     flat = lambda a, b: jnp.concatenate([a.reshape(-1), b.reshape(-1)])
-    size = pages[0].shape[1]
+    size = pages[0].shape[2]
     slots_T = flat(_places(positions_SQ, batch.tables_SM, size), _places(batch.positions_CB, batch.tables_CM, size))
     rows = [(t, p) for t, p in ((batch.tables_SM, positions_SQ), (batch.tables_CM, batch.positions_CB)) if p.size]
-    cache = PagedCache(*pages, slots_T, tuple(rows))
+    cache = PagedCache(pages, slots_T, tuple(rows))
     images = {}
     if visual_XD is not None and batch.vision_CB.size:
       images = {"visual": visual_XD[None], "vision_index": flat(jnp.full((S, Q), -1, jnp.int32), batch.vision_CB)[None]}
     x_1TD, table_DV, cache = self.model.apply(
         {"params": weights.whole(params)}, flat(inputs_SQ, batch.tokens_CB)[None],
         positions=jnp.maximum(flat(positions_SQ, batch.positions_CB), 0)[None], cache=cache, method="readout", **images)
-    return (cache.k_XPKD, cache.v_XPKD), logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
+    return cache.pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
 
   def _draw_fn(self, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
     state, rules = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))

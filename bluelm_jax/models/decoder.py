@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from bluelm_jax.kernels import rotary
-from bluelm_jax.kernels.paged import api as paged
+from bluelm_jax.kernels.attention.api import target_platform
+from bluelm_jax.kernels.paged.quantize import quantize
 from bluelm_jax.models import layers
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.sharding import attend
@@ -27,22 +28,24 @@ class PagedCache(NamedTuple):
   A call with a cache reads one row [1, T] in which queries of many sequences follow one another.
 
   Attributes:
-    k_XPKD, v_XPKD: rotated keys, and values; X = layers * N pages, layer l's page i being number l * N + i.
+    pages: (k [X, K, P, D], v), rotated keys and values; in int8 also their scales [X, K, P]. X = layers * N pages, layer l's
+      page i being number l * N + i.
     slots_T: int32, for each token the slot (page * P + offset) that takes its key and value.
     rows: ((tables [R, M], positions [R, Q]), ...), int32: the tokens in order, cut into rows of one sequence each;
       see `kernels.paged.api.attention`.
   """
 
-  k_XPKD: jax.Array
-  v_XPKD: jax.Array
+  pages: tuple
   slots_T: jax.Array
   rows: tuple
 
 
-def empty_pages(config: DecoderConfig, pages: int, page_size: int) -> tuple[jax.Array, jax.Array]:
-  """The first two fields of a PagedCache, zeros in the compute dtype."""
-  shape = (config.num_layers * pages, page_size, config.num_kv_heads, config.head_dim)
-  return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+def empty_pages(config: DecoderConfig, count: int, page_size: int, dtype: str | None = None) -> tuple:
+  """`count` pages for each layer, zeros; dtype None means the compute dtype, "int8" adds scales."""
+  width = config.head_dim if target_platform() != "tpu" else -(-config.head_dim // 128) * 128
+  shape = (config.num_layers * count, config.num_kv_heads, page_size)
+  plain = tuple(jnp.zeros((*shape, width), dtype or config.dtype) for _ in range(2))
+  return plain if dtype != "int8" else (*plain, *(jnp.zeros(shape, jnp.float32) for _ in range(2)))
 
 
 class Attention(nn.Module):
@@ -76,18 +79,21 @@ class Attention(nn.Module):
 
 def _attend_to_pages(q_1THD, k_1TKD, v_1TKD, cache: PagedCache, first_page):
   """(output [1, T, H, D], the cache with these keys and values in it)."""
-  size = cache.k_XPKD.shape[1]
-  pages, offsets = cache.slots_T // size + first_page, cache.slots_T % size
-  cache = cache._replace(
-      k_XPKD=cache.k_XPKD.at[pages, offsets].set(k_1TKD[0].astype(cache.k_XPKD.dtype)),
-      v_XPKD=cache.v_XPKD.at[pages, offsets].set(v_1TKD[0].astype(cache.v_XPKD.dtype)))
-  outs, at = [], 0
+  width, size = cache.pages[0].shape[3], cache.pages[0].shape[2]
+  at = cache.slots_T // size + first_page, slice(None), cache.slots_T % size
+  new = [jnp.pad(x[0], ((0, 0), (0, 0), (0, width - x.shape[3]))) for x in (k_1TKD, v_1TKD)]
+  if len(cache.pages) == 4:
+    (k, k_scale), (v, v_scale) = map(quantize, new)
+    new = [k, v, k_scale, v_scale]
+  cache = cache._replace(pages=tuple(old.at[at].set(x.astype(old.dtype)) for old, x in zip(cache.pages, new, strict=True)))
+  scales = dict(zip(("k_scale", "v_scale"), cache.pages[2:]))
+  outs, start = [], 0
   for tables_RM, positions_RQ in cache.rows:
     R, Q = positions_RQ.shape
-    q_RQHD = q_1THD[0, at : at + R * Q].reshape(R, Q, *q_1THD.shape[2:])
-    out = paged.attention(q_RQHD, cache.k_XPKD, cache.v_XPKD, tables_RM + first_page, positions_RQ)
+    q_RQHD = q_1THD[0, start : start + R * Q].reshape(R, Q, *q_1THD.shape[2:])
+    out = attend.paged_attention(q_RQHD, *cache.pages[:2], tables_RM + first_page, positions_RQ, **scales)
     outs.append(out.reshape(R * Q, *q_1THD.shape[2:]))
-    at += R * Q
+    start += R * Q
   return jnp.concatenate(outs)[None], cache
 
 
@@ -152,7 +158,7 @@ class Decoder(nn.Module):
     table = jax.lax.optimization_barrier(rotary.rotary_table(positions_BS, c.head_dim, c.rope_theta, c.rope_scaling))
     first_pages = None
     if cache is not None:
-      X = cache.k_XPKD.shape[0]
+      X = cache.pages[0].shape[0]
       first_pages = jnp.arange(0, X, X // c.num_layers, dtype=jnp.int32)
     (x_BSD, cache), _ = self.layers((x_BSD, cache), first_pages, table, (positions_BS, segment_ids_BS))
     return self.final_norm(x_BSD), cache

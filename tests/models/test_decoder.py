@@ -47,9 +47,9 @@ def test_cache_equals_the_whole_forward_pass(name, chunks, float64):
   @jax.jit
   def apply(t, positions, pages):
     slots = jnp.take_along_axis(tables, positions // 4, axis=1) * 4 + positions % 4
-    cache = PagedCache(*pages, slots.reshape(-1), ((tables, positions),))
+    cache = PagedCache(pages, slots.reshape(-1), ((tables, positions),))
     logits, cache = model.apply({"params": params}, t.reshape(1, -1), positions=positions.reshape(1, -1), cache=cache)
-    return logits.reshape(2, -1, logits.shape[-1]), (cache.k_XPKD, cache.v_XPKD)
+    return logits.reshape(2, -1, logits.shape[-1]), cache.pages
 
   for n in chunks:
     positions = jnp.broadcast_to(jnp.arange(at, at + n, dtype=jnp.int32), (2, n))
