@@ -20,6 +20,7 @@ from bluelm_jax.inference.schedule import Sample
 from bluelm_jax.inference.schedule import Scheduler
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.decoder import empty_pages
+from bluelm_jax.sharding import rules
 
 _ADMITTED = 8  # samples put into slots by one call
 
@@ -39,7 +40,7 @@ class Engine:
   def __init__(
       self, model, params, *, end_ids: Sequence[int], banned: Sequence[int] = (), think: sampling.Think | None = None, slots: int = 32,
       pages: int | None = None, page_size: int = 16, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
-      version: int = 0,
+      bits: int | None = None, group: int | None = None, mesh: jax.sharding.Mesh | None = None, version: int = 0,
   ):
     """
     Args:
@@ -51,9 +52,12 @@ class Engine:
       prefill_tokens: tokens of prompts read in one step at most.
       tiles: visual tokens are kept for so many.
       kv_dtype: of keys and values, "int8" or None for the compute dtype.
+      bits, group: of the decoder's weights, 8 or 4, and how many of their inputs share a scale; see `models.quantized`.
+      mesh: tensor ranks share heads, neurons and vocabulary; None: one device.
       drafts: tokens guessed ahead from the text so far, and checked in the same step; 0 guesses none.
     """
-    self.model, self.version, self.drafts = weights.for_engine(model), version, drafts
+    self._weights, self.version, self.drafts = weights.Weights(model, mesh, bits, group), version, drafts
+    self.model, self._mesh = self._weights.model, mesh
     self._end_ids, self._think = tuple(end_ids), think
     config = self.model.config
     multimodal = isinstance(config, BlueLMConfig)
@@ -61,15 +65,23 @@ class Engine:
     self.max_context = self._decoder.context
     pages = pages or -(-self.max_context // page_size) * max(1, slots // 4)
     self._pool = PagePool(pages, page_size)
-    self._images = images.ImagePool(self.model, tiles) if multimodal else None
-    self.params = weights.in_pieces(self.model, params)
+    self._images = images.ImagePool(self.model, tiles, mesh) if multimodal else None
+    self.params = self._weights.kept(params)
     self._scheduler = Scheduler(
         self._pool, slots, max(1, prefill_tokens // programs.ROW), drafts, config.tokens_per_tile if multimodal else 1, self._images)
     masked = np.zeros(self._decoder.vocab_size, bool)
     masked[list(banned)] = True
-    self._programs = programs.Programs(self.model, masked, think)
-    self._pages, self._slots = empty_pages(self._decoder, pages + 1, page_size, kv_dtype), programs.new_slots(self._decoder.vocab_size, slots)
+    self._programs = programs.Programs(self.model, masked, think, mesh)
+    self._pages = self._placed(empty_pages(self._decoder, pages + 1, page_size, kv_dtype), "kv_heads")
+    self._slots = self._placed(programs.new_slots(self._decoder.vocab_size, slots))
     self._ids, self._in_flight, self._steps = itertools.count(), None, 0
+
+  def _placed(self, arrays, *second_axis: str):
+    """Arrays on the mesh, split along their second axis, or whole on every device."""
+    if self._mesh is None:
+      return arrays
+    spec = rules.spec([None, *second_axis], self._mesh.axis_names)
+    return jax.device_put(arrays, jax.sharding.NamedSharding(self._mesh, spec if second_axis else rules.spec([])))
 
   @property
   def busy(self) -> bool:
@@ -150,7 +162,7 @@ class Engine:
     Raises:
       ValueError: a parameter of another shape.
     """
-    self.params = weights.in_place_of(self.params, weights.in_pieces(self.model, params))
+    self.params = weights.in_place_of(self.params, self._weights.kept(params))
     self.version = self._scheduler.version = version
     self.flush()
 
@@ -199,8 +211,8 @@ class Engine:
     rows = [(sampling.Rules.of(s.request.options, s.index), s.state) for s in samples]
     rows += [(sampling.Rules.of(Options(), 0), samples[0].state)] * (_ADMITTED - len(samples))
     slots = np.array([s.slot for s in samples] + [nowhere] * (_ADMITTED - len(samples)), np.int32)
-    rules, state = jax.tree.map(lambda *x: np.stack(x), *rows)
-    self._slots = self._programs.admit(self._slots, slots, rules, state)
+    asked, state = jax.tree.map(lambda *x: np.stack(x), *rows)
+    self._slots = self._programs.admit(self._slots, slots, asked, state)
     for sample in samples:
       if sample.request.options.repetition_penalty != 1:
         seen = np.zeros(self._decoder.vocab_size, bool)

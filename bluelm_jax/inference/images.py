@@ -14,6 +14,7 @@ import numpy as np
 
 from bluelm_jax.data.batch import Example
 from bluelm_jax.inference import weights
+from bluelm_jax.sharding import rules
 
 _BATCHES = (1, 4, 16)  # tiles encoded at once
 
@@ -28,11 +29,11 @@ def digests(prompt: Example) -> list[bytes]:
 class ImagePool:
   """Places for `capacity` tiles; those held by a prompt stay, others go when their places are wanted, the oldest first."""
 
-  def __init__(self, model, capacity: int, sharding=None):
+  def __init__(self, model, capacity: int, mesh=None):
     self.capacity = capacity
     self._tokens_per_tile = model.config.tokens_per_tile
     D = model.config.decoder.embed_dim
-    self.visual_XD = jnp.zeros((capacity * self._tokens_per_tile, D), model.config.decoder.dtype, device=sharding)
+    self.visual_XD = jnp.zeros((capacity * self._tokens_per_tile, D), model.config.decoder.dtype, device=rules.replicated(mesh) if mesh else None)
     self._encode = jax.jit(functools.partial(_encode, model), donate_argnames="visual_XD")
     self.flush()
     self.encoded = 0

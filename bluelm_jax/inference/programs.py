@@ -4,6 +4,7 @@ Shapes: S decoding rows of Q tokens, C prefilling rows of ROW tokens, M pages of
 V vocabulary, D width.
 """
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from bluelm_jax.inference import weights
 from bluelm_jax.inference.request import Options
 from bluelm_jax.models.decoder import PagedCache
 from bluelm_jax.models.decoder import logits
+from bluelm_jax.sharding import rules
 
 ROW = 16  # tokens of a prefilling row
 
@@ -73,8 +75,8 @@ class Slots(NamedTuple):
 class Programs:
   """Compiled programs by shape: a step is a forward pass, and a draw from its logits that does not depend on all of the shape."""
 
-  def __init__(self, model, masked_V: np.ndarray, think: sampling.Think | None):
-    self.model, self.think, self.masked_V = model, think, masked_V
+  def __init__(self, model, masked_V: np.ndarray, think: sampling.Think | None, mesh=None):
+    self.model, self.think, self.masked_V, self.mesh = model, think, masked_V, mesh
     self.compiled: dict[tuple, jax.stages.Compiled] = {}
     self._forward = jax.jit(self._forward_fn, donate_argnames="pages")
     self._draw = jax.jit(self._draw_fn, donate_argnames="slots")
@@ -89,7 +91,8 @@ class Programs:
 
   def _run(self, program, key, *args):
     if (program, key) not in self.compiled:
-      self.compiled[program, key] = program.lower(*args).compile()
+      with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+        self.compiled[program, key] = program.lower(*args).compile()
     return self.compiled[program, key](*args)
 
   def _forward_fn(self, params, pages, token_of_slot, visual_XD, batch):
@@ -107,15 +110,16 @@ class Programs:
     x_1TD, table_DV, cache = self.model.apply(
         {"params": weights.whole(params)}, flat(inputs_SQ, batch.tokens_CB)[None],
         positions=jnp.maximum(flat(positions_SQ, batch.positions_CB), 0)[None], cache=cache, method="readout", **images)
-    return cache.pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
+    pages = tuple(rules.constrain(x, None, "kv_heads", *[None] * (x.ndim - 2)) for x in cache.pages)
+    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
 
   def _draw_fn(self, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
-    state, rules = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))
+    state, asked = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))
     positions_SQ = _positions(positions_S, drafts_SQ)
     found, counts, alive, seen_SV = [], jnp.zeros(len(slots_S), jnp.int32), positions_S >= 0, slots.seen_SV
     for i in range(logits_SQV.shape[1]):
       drawn, after = sampling.draw(
-          logits_SQV[:, i], rules, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think)
+          logits_SQV[:, i], asked, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think)
       found.append(drawn)
       state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, state)
       counts += alive
@@ -123,6 +127,7 @@ class Programs:
       if i < drafts_SQ.shape[1]:
         alive &= drawn.token == drafts_SQ[:, i]
     slots = Slots(slots.rules, jax.tree.map(lambda all_, new: all_.at[slots_S].set(new), slots.state, state), seen_SV)
+    slots = jax.tree.map(lambda x: rules.constrain(x, *[None] * x.ndim), slots)
     return slots, jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found), counts
 
 

@@ -1,4 +1,4 @@
-"""A model's parameters as the engine's steps read them: in the compute dtype, and on CPUs a layer at a time.
+"""A model's parameters as the engine's steps read them: in the compute dtype or in fewer bits, and on CPUs a layer at a time.
 
 A stacked parameter, sliced, is copied by XLA's CPU backend, as much work as the product with one token's states that it is for.
 So the layers are kept apart, and stacked again only inside the program, where the compiler cancels stack against slice.
@@ -7,33 +7,60 @@ So the layers are kept apart, and stacked again only inside the program, where t
 import jax
 import jax.numpy as jnp
 
+from bluelm_jax.interop.load import abstract_params
+from bluelm_jax.models import quantized
 from bluelm_jax.models.config import with_execution
+from bluelm_jax.models.quantized import Quantized
+from bluelm_jax.sharding import rules
 
 
-def for_engine(model):
-  """The model without rematerialisation; on CPUs its layers are unrolled."""
-  fields = {"remat": "none", **({"scan_layers": False} if jax.default_backend() == "cpu" else {})}
-  return type(model)(with_execution(model.config, **fields))
+class Weights:
+  """How an engine keeps a model's parameters.
 
+  Attributes:
+    model: without rematerialisation; on CPUs its layers are unrolled.
+  """
 
-def in_pieces(model, params):
-  """The trainer's parameters for `model` (`for_engine`), a tuple in place of each stacked one where layers are unrolled."""
-  decoder = getattr(model.config, "decoder", model.config)
+  def __init__(self, model, mesh, bits: int | None, group: int | None):
+    """
+    Args:
+      mesh: where they lie, or None for one device.
+      bits, group: see `quantized.quantize`; None: as they are.
+    """
+    if mesh is not None and bits is not None:
+      raise ValueError("quantised weights are for one device; leave the mesh or the bits out")
+    self.unrolled = jax.default_backend() == "cpu"
+    fields = {"remat": "none", "quantized": bits is not None, **({"scan_layers": False} if self.unrolled else {})}
+    self.model = type(model)(with_execution(model.config, **fields))
+    self.mesh, self._bits, self._group = mesh, bits, group
+    self._decoder = getattr(self.model.config, "decoder", self.model.config)
 
-  def one(path, x):
-    names = [p.key for p in path]
-    if names[-1] not in ("scale", "bias"):  # norms are computed as they are stored
-      x = jnp.asarray(x, decoder.dtype)
-    if "layers" not in names or decoder.scan_layers:
+  def kept(self, params):
+    """The trainer's parameters, from any mesh and dtype, as `whole` takes them."""
+    if self.mesh is not None:
+      params = jax.device_put(params, rules.param_shardings(self.mesh, abstract_params(self.model.config)))
+    params = jax.tree_util.tree_map_with_path(self._cast, params)
+    if self._bits is not None:
+      params = quantized.quantize(params, self._bits, self._group)
+    return jax.tree_util.tree_map_with_path(self._in_layers, params, is_leaf=_is_quantized)
+
+  def _cast(self, path, x):
+    # Norms are computed as they are stored.
+    return jnp.asarray(x, x.dtype if path[-1].key in ("scale", "bias") else self._decoder.dtype)
+
+  def _in_layers(self, path, x):
+    if not self.unrolled or "layers" not in [p.key for p in path]:
       return x
-    return tuple(x[i] for i in range(x.shape[0]))
-
-  return jax.tree_util.tree_map_with_path(one, params)
+    count = jax.tree.leaves(x)[0].shape[0]
+    return tuple(jax.tree.map(lambda y: y[i], x) for i in range(count))
 
 
 def whole(params):
-  """The trainer's tree again, inside a program."""
-  return jax.tree.map(lambda x: jnp.stack(x) if isinstance(x, tuple) else x, params, is_leaf=lambda x: isinstance(x, tuple))
+  """The trainer's tree again, inside a program; layers may be Quantized."""
+  is_layers = lambda x: isinstance(x, tuple)
+  params = jax.tree.map(lambda x: jax.tree.map(lambda *y: jnp.stack(y), *x) if is_layers(x) else x, params, is_leaf=is_layers)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: x if "layers" in [p.key for p in path] else quantized.whole(x), params, is_leaf=_is_quantized)
 
 
 def in_place_of(old, new):
@@ -51,3 +78,7 @@ def in_place_of(old, new):
     return jax.device_put(b.astype(a.dtype), a.sharding)
 
   return jax.tree_util.tree_map_with_path(one, old, new)
+
+
+def _is_quantized(x) -> bool:
+  return isinstance(x, Quantized)

@@ -15,6 +15,7 @@ class DecoderConfig:
     remat: a policy name of `sharding.remat`.
     attention: an implementation name of `kernels.attention.api`.
     context_parallel: how a split sequence attends, a name of `kernels.attention.ring.STRATEGIES`.
+    quantized: whether parameters of layers may be `models.quantized.Quantized`.
     dtype: of activations; parameters are cast to it where they are used.
   """
 
@@ -36,6 +37,7 @@ class DecoderConfig:
   remat: str = "none"
   attention: str = "auto"
   context_parallel: str = "ring"
+  quantized: bool = False
   dtype: str = "float32"
   param_dtype: str = "float32"
 
@@ -124,7 +126,7 @@ class BlueLMConfig:
 
 
 # Fields that say how a model is computed, not which weights it has.
-EXECUTION = ("scan_layers", "remat", "attention", "context_parallel", "dtype")
+EXECUTION = ("scan_layers", "remat", "attention", "context_parallel", "quantized", "dtype")
 
 
 def with_execution(config, **fields):
@@ -149,5 +151,5 @@ def stretched(config, factor: float):
 
 def same_weights(a, b) -> bool:
   """Whether a checkpoint of one config serves the other."""
-  plain = dict(scan_layers=True, remat="none", attention="auto", context_parallel="ring", dtype="float32")
+  plain = dict(scan_layers=True, remat="none", attention="auto", context_parallel="ring", quantized=False, dtype="float32")
   return with_execution(a, **plain) == with_execution(b, **plain)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bluelm_jax.models import quantized
 from bluelm_jax.sharding import rules
 
 
@@ -96,7 +97,12 @@ def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan
   """`length` copies of a block with parameters stacked on axis 0, in a loop or unrolled.
 
   Both forms have the same parameter tree, so a checkpoint serves either.
+
+  Args:
+    config: with scan_layers, and quantized where it may be.
   """
+  if getattr(config, "quantized", False):  # each layer makes its own weights whole
+    block = nn.map_variables(block, "params", quantized.whole)
   if policy is not None:
     block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
   return nn.scan(

@@ -6,6 +6,8 @@ import pytest
 
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
+from bluelm_jax.models import quantized
+from bluelm_jax.sharding import rules
 from tests.inference import small_engine
 from tests.inference.small_engine import ids
 
@@ -182,3 +184,35 @@ def test_what_cannot_be_answered_is_refused():
     small_engine.new_engine(think=None).submit(prompt, Options(thinking=True))
   with pytest.raises(ValueError, match="tiles of images are more than the 0 kept"):
     small_engine.new_engine(tiles=0).submit(small_engine.prompts()[1], Options())
+
+
+def test_tensor_ranks_say_what_one_device_says():
+  """Heads, neurons and vocabulary over two ranks of eight devices, with an image; the same draws and log-probabilities."""
+  options = Options(max_tokens=8, temperature=1.0, seed=2, n=2)
+  requests = [(p, options) for p in small_engine.prompts()[:2]]
+  expected = run(small_engine.shared_engine(), requests)
+  engine = small_engine.new_engine(mesh=rules.make_mesh({"data": 4, "tensor": 2}))
+  found = run(engine, requests)
+  for answer, other in zip(sum(found, []), sum(expected, [])):
+    assert ids(answer) == ids(other)
+    np.testing.assert_allclose([t.logprob for t in answer], [t.logprob for t in other], atol=1e-4)
+
+
+@pytest.mark.parametrize("bits,group,most", [(8, None, 0.05), (4, 32, 0.5)])
+def test_weights_in_fewer_bits(bits, group, most):
+  """The engine computes what the trainer computes with the rounded weights, and those are near the whole ones."""
+  engine, prompt, params = small_engine.new_engine(bits=bits, group=group), small_engine.prompts()[2], small_engine.model_and_params()[1]
+  (answer,), = run(engine, [(prompt, Options(max_tokens=12))])
+  made_whole = lambda path, x: jax.vmap(quantized.whole)(x) if "layers" in [p.key for p in path] else quantized.whole(x)
+  rounded = jax.tree_util.tree_map_with_path(made_whole, quantized.quantize(params, bits, group), is_leaf=lambda x: isinstance(x, quantized.Quantized))
+  said = lambda p: np.asarray(jax.nn.log_softmax(small_engine.logits(prompt, ids(answer), p)[:-1]))[np.arange(12), ids(answer)]
+  np.testing.assert_allclose([t.logprob for t in answer], said(rounded), atol=1e-4)
+  assert 0 < np.abs(said(rounded) - said(params)).mean() < most
+
+
+def test_keys_and_values_in_eight_bits():
+  engine, prompt = small_engine.new_engine(kv_dtype="int8"), small_engine.prompts()[1]
+  (answer,), = run(engine, [(prompt, Options(max_tokens=12))])
+  expected = np.asarray(jax.nn.log_softmax(small_engine.logits(prompt, ids(answer))[:-1]))[np.arange(12), ids(answer)]
+  difference = np.abs(np.array([t.logprob for t in answer]) - expected)
+  assert 1e-6 < difference.mean() < 0.05
