@@ -43,7 +43,7 @@ def main(argv):
   listener = run.listen(_HOST.value, _PORT.value)  # before the weights, which take long
   speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value))
   service = Service(speaker, _NAME.value or pathlib.Path(_CHECKPOINT.value).resolve().name, limits)
-  admin = Admin(service, speaker.config, _ADMIN_TOKEN.value or os.environ.get("BLUELM_ADMIN_TOKEN", ""), _WEIGHTS_ROOT.value)
+  admin = Admin(service, speaker.model.config, _ADMIN_TOKEN.value or os.environ.get("BLUELM_ADMIN_TOKEN", ""), _WEIGHTS_ROOT.value)
   host, port = listener.getsockname()[:2]
   print(f"serving {service.name} at http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
   asyncio.run(run.Server(service, admin, _loopback(host)).run_until_told([listener]))

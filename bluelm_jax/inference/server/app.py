@@ -69,7 +69,7 @@ class _Public:
   async def models(self, request) -> JSONResponse:
     service = self._service
     model = {"id": service.name, "object": "model", "created": 0, "owned_by": "bluelm_jax", "max_model_len": service.context}
-    return JSONResponse({"object": "list", "data": [{**model, "thinks": service.speaker.thinks, "sees": service.speaker.chat.anyres is not None}]})
+    return JSONResponse({"object": "list", "data": [{**model, "thinks": service.thinks, "sees": service.speaker.chat.anyres is not None}]})
 
   async def health(self, request) -> JSONResponse:
     service, worker = self._service, self._service.worker

@@ -29,19 +29,21 @@ def read(fields: bodies.Fields, service) -> Asked:
   top = asking.top(fields, "top_logprobs")
   if top is not None and not shown:
     raise fields.refusal("top_logprobs", "needs logprobs = true; leave it out")
-  said["thinking"] = _thinking(fields, speaker)
+  said["thinking"] = _thinking(fields, service)
   said["thinking_token_budget"] = fields.take("thinking_token_budget", int)
   most, older = fields.take("max_completion_tokens", int), fields.take("max_tokens", int)
   if None not in (most, older) and most != older:
     raise fields.refusal("max_tokens", f"is {older} and max_completion_tokens {most}; give one of them")
   found = fields.needed("messages", list)
+  if not found:
+    raise fields.refusal("messages", "is empty; give at least one user message")
   fields.end()
   prompt = speaker.prompt(messages.read(found, limits, speaker.chat.anyres), said["thinking"])
   options = asking.options([prompt], older if most is None else most, limits, service.context, top_logprobs=top or 0, **said)
   return Asked([prompt], options, logprobs=(top or 0) if shown else None, **stream)
 
 
-def _thinking(fields, speaker) -> bool:
+def _thinking(fields, service) -> bool:
   """Said at the top, in the template's arguments, or by a budget; off where nothing is said."""
   template = bodies.Fields(fields.take("chat_template_kwargs", dict, {}), "chat_template_kwargs.")
   said = {fields.take("thinking", bool), template.take("enable_thinking", bool)} - {None}
@@ -52,7 +54,7 @@ def _thinking(fields, speaker) -> bool:
   if said == {False} and budget:
     raise fields.refusal("thinking_token_budget", "needs thinking = true; leave it out")
   thinking = True in said or budget
-  if thinking and not speaker.thinks:
+  if thinking and not service.thinks:
     raise Refusal(400, "this model does not think; leave thinking and its budget out", "thinking")
   return thinking
 

@@ -4,7 +4,7 @@ import prometheus_client as prometheus
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-_COUNTERS = ("prefix_hits", "preemptions", "steps")  # of the engine's stats; the others are gauges
+_COUNTERS = ("prefix_tokens", "preemptions", "steps", "tiles_encoded")  # of the engine's stats; the others are gauges
 
 
 class Metrics:

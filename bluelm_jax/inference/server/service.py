@@ -18,6 +18,7 @@ class Service:
 
   Attributes:
     context: tokens of a prompt and its answer, at most.
+    thinks: whether the model can.
     readers: threads in which requests are understood.
     draining: no new requests come in.
     in_flight: requests that are in.
@@ -26,7 +27,7 @@ class Service:
   def __init__(self, speaker, name: str, limits: Limits = Limits()):
     """`speaker`: a conversation.Speaker; `name`: of the model for clients."""
     self.speaker, self.name, self.limits = speaker, name, limits
-    self.context = speaker.engine.max_context
+    self.context, self.thinks = speaker.engine.max_context, speaker.think is not None
     self.tile_size = speaker.chat.anyres.tile_size if speaker.chat.anyres else 1
     self.worker, self.metrics = Worker(speaker.engine), Metrics()
     self.readers = concurrent.futures.ThreadPoolExecutor(_READERS, "reader")

@@ -19,7 +19,7 @@ def read(fields: bodies.Fields, service) -> Asked:
   said["stop_ids"] = None if stop is None else tuple(service.check_ids(fields, "stop_token_ids", stop))
   said["thinking"] = fields.take("thinking", bool, False)
   said["thinking_token_budget"], said["answer_tokens"] = fields.take("thinking_token_budget", int), fields.take("answer_tokens", int)
-  if said["thinking"] and not service.speaker.thinks:
+  if said["thinking"] and not service.thinks:
     raise Refusal(400, "this model does not think; leave thinking out", "thinking")
   stream, top, most = fields.take("stream", bool, False), asking.top(fields, "top_logprobs"), fields.take("max_tokens", int)
   ids = service.check_ids(fields, "prompt_token_ids", fields.needed("prompt_token_ids", list))

@@ -70,10 +70,10 @@ class Engine:
     self.flushes += 1
 
   def stats(self) -> dict:
-    return dict(waiting=0, running=len(self._running), pages_free=PAGES - len(self._running), pages_total=PAGES, prefix_hits=3)
+    return dict(waiting=0, running=len(self._running), pages_free=PAGES - len(self._running), pages_total=PAGES, prefix_tokens=3)
 
 
 def speaker():
   config, tokenizer = presets.miniature(), Tokenizer()
   chat = ChatFormat(tokenizer, config.anyres, config.tokens_per_tile)
-  return types.SimpleNamespace(tokenizer=tokenizer, chat=chat, engine=Engine(tokenizer), thinks=True, prompt=chat.prompt, config=config)
+  return types.SimpleNamespace(tokenizer=tokenizer, chat=chat, engine=Engine(tokenizer), think=(), prompt=chat.prompt, model=types.SimpleNamespace(config=config))

@@ -22,7 +22,7 @@ class Serving:
     self.engine, self.service = speaker.engine, Service(speaker, "tiny", limits)
     self._listener = run.listen("127.0.0.1", 0)
     self.port = self._listener.getsockname()[1]
-    self.server = run.Server(self.service, Admin(self.service, speaker.config, token, root))
+    self.server = run.Server(self.service, Admin(self.service, speaker.model.config, token, root))
     self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
   async def _serve(self):
