@@ -1,6 +1,7 @@
 """POST endpoints that generate: read, admit, ask the engine, answer in whole or in pieces; and end where the client leaves."""
 
 import asyncio
+import contextlib
 import time
 
 from starlette.requests import ClientDisconnect
@@ -24,7 +25,12 @@ class Answers:
   async def __call__(self, scope, receive, send):
     request = Request(scope, receive)
     try:
-      with self._service.place():
+      with contextlib.ExitStack() as stack:
+        try:
+          stack.enter_context(self._service.place())
+        except Refusal:
+          await bodies.discard(request, self._service.limits)
+          raise
         fields = await bodies.read(request, self._service.limits)
         work = asyncio.ensure_future(self._answer(fields, send))
         left = asyncio.ensure_future(_left(receive))

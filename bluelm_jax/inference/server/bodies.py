@@ -8,27 +8,18 @@ from typing import Any
 from bluelm_jax.inference.server.errors import Refusal
 from bluelm_jax.inference.server.limits import Limits
 
+_PATIENCE = 4  # a body so many times as large as allowed is read to its end, so that its sender reads the refusal
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 
 
 async def read(request, limits: Limits) -> "Fields":
   """The fields of a request's body; Refusal for anything but a JSON object within the limits."""
+  data, size = await _received(request, limits, limits.body_bytes)
+  if size > limits.body_bytes:
+    raise Refusal(413, f"the body is over {limits.body_bytes} bytes; send less")
   kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
   if kind != "application/json":  # which a page of another site cannot send unasked
     raise Refusal(415, f"the content type is {kind or 'missing'}; send application/json")
-  too_large = Refusal(413, f"the body is over {limits.body_bytes} bytes; send less")
-  length = request.headers.get("content-length", "")
-  if length.isdecimal() and int(length) > limits.body_bytes:
-    raise too_large
-  data = bytearray()
-  try:
-    async with asyncio.timeout(limits.body_seconds):
-      async for chunk in request.stream():
-        data += chunk
-        if len(data) > limits.body_bytes:
-          raise too_large
-  except TimeoutError as e:
-    raise Refusal(408, f"the body took more than {limits.body_seconds:g} seconds; send it faster", headers={"Connection": "close"}) from e
   try:
     found = json.loads(data)
   except (ValueError, RecursionError) as e:
@@ -36,6 +27,30 @@ async def read(request, limits: Limits) -> "Fields":
   if not isinstance(found, dict):
     raise Refusal(400, f"the body is {_name(found)}; send a JSON object")
   return Fields(found)
+
+
+async def discard(request, limits: Limits) -> None:
+  """Takes a body in and forgets it: who still sends does not see an answer."""
+  await _received(request, limits, 0)
+
+
+async def _received(request, limits: Limits, keep: int) -> tuple[bytearray, int]:
+  """(the first bytes of a body, `keep` at most; its size, as far as it was read)."""
+  most = _PATIENCE * limits.body_bytes
+  length = request.headers.get("content-length", "")
+  if length.isdecimal() and int(length) > most:
+    return bytearray(), int(length)
+  data, size = bytearray(), 0
+  try:
+    async with asyncio.timeout(limits.body_seconds):
+      async for chunk in request.stream():
+        data += chunk[: max(keep - size, 0)]
+        size += len(chunk)
+        if size > most:
+          break
+  except TimeoutError as e:
+    raise Refusal(408, f"the body took more than {limits.body_seconds:g} seconds; send it faster", headers={"Connection": "close"}) from e
+  return data, size
 
 
 class Fields:

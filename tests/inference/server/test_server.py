@@ -178,10 +178,12 @@ def test_http_errors(server):
   assert server.get("/v2")[0] == 404 and server.get(CHAT)[0] == 405
   assert server.ask("POST", CHAT, b"{}", {"Content-Type": "text/plain"})[0] == 415  # what a form of another site can send
   assert server.ask("GET", "/health", headers={"Host": "evil.example"})[0] == 400
-  with socket.create_connection(("127.0.0.1", server.port)) as raw:
-    raw.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + b"80000\r\n" + b" " * 0x80000 + b"\r\n")
-    raw.sendall((b"80001\r\n" + b" " * 0x80001 + b"\r\n"))
-    assert raw.recv(100).startswith(b"HTTP/1.1 413")
+  head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+  chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+  for rest in (b"Transfer-Encoding: chunked\r\n\r\n" + 2 * chunk + b"0\r\n\r\n", b"Content-Length: 5000000000\r\n\r\n"):
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+      raw.sendall(head + rest)
+      assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_figures_for_prometheus(server):
