@@ -69,7 +69,7 @@ def options(prompts: Sequence[Example], max_tokens: int | None, limits: Limits, 
   """Options for these prompts, within the limits; without max_tokens an answer may be as long as these and the context allow."""
   longest = max(len(p.tokens) for p in prompts)
   if longest > limits.prompt_tokens:
-    raise Refusal(400, f"the prompt has {longest} tokens, over {limits.prompt_tokens}; shorten it", "messages", "context_length_exceeded")
+    raise Refusal(400, f"the prompt has {longest} tokens, over {limits.prompt_tokens}; shorten it", code="context_length_exceeded")
   if len(prompts) * said["n"] > limits.samples:
     raise Refusal(400, f"{len(prompts)} prompts of n = {said['n']} samples are over {limits.samples}; ask for fewer", "n")
   if max_tokens is None:

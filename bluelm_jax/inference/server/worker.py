@@ -119,7 +119,7 @@ class Worker:
     try:
       while self._open:
         self._obey()
-        if self._open and self._engine.busy and not self.paused:
+        if self._open:
           self._hand_out(self._engine.step())
         self.stats = self._engine.stats()
     except Exception as e:  # a fault of ours or of the device: nothing that the engine holds can be trusted
@@ -135,7 +135,7 @@ class Worker:
           self._tell(_settle, future, None, Broken(_FAILED))
 
   def _obey(self):
-    """Does all that waits, and waits for more where there is nothing to compute."""
+    """Does all that waits, and waits for more as long as there is nothing to compute."""
     while True:
       try:
         idle = self.paused or not self._engine.busy
