@@ -32,11 +32,11 @@ def main(argv):
   process.keep_memory()
   process.cache_programs()
   from bluelm_jax.inference import conversation
-  from bluelm_jax.inference.generate import Options
+  from bluelm_jax.inference.request import Options
 
-  options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, **sampling)
-  speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value))
-  pieces = speaker.reply(_PROMPT.value, _IMAGE.value, _THINKING.value, options)
+  options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, thinking=_THINKING.value, **sampling)
+  speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value), slots=1)
+  pieces = speaker.reply(_PROMPT.value, _IMAGE.value, options)
   try:
     for piece in itertools.chain(pieces, ["\n"]):
       sys.stdout.write(piece)

@@ -8,9 +8,8 @@ from bluelm_jax.data import images
 from bluelm_jax.data import sources
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
-from bluelm_jax.inference.generate import Options
+from bluelm_jax.inference.request import Options
 
-ROWS, SLOTS = 24, 160
 VAIN_DRAWS = 1000  # draws in a row that bring nothing new, before we say that there is no more
 
 
@@ -39,22 +38,20 @@ def items(path: str, count: int, seed: int) -> list[Item]:
   return found[:count]
 
 
-def predict(generator, chat, tokenizer, pictures: list[np.ndarray], asked: list[Item]) -> list[str]:
+def predict(engine, chat, tokenizer, pictures: list[np.ndarray], asked: list[Item]) -> list[str]:
   """Replies to "Point to the ..." with the given picture for each item."""
   prompts = []
   for picture, item in zip(pictures, asked):
     text = screens.PHRASES["point"][item.language].format(item.label)
     message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
     prompts.append(chat.prompt([message], thinking=False))
-  return replies(generator, tokenizer, prompts, Options(max_tokens=14), ROWS, SLOTS)
+  return replies(engine, tokenizer, prompts, Options(max_tokens=14))
 
 
-def replies(generator, tokenizer, prompts, options: Options, rows: int, slots: int) -> list[str]:
-  """Texts for many prompts, `rows` at a time."""
-  out = []
-  for i in range(0, len(prompts), rows):
-    out += [tokenizer.decode(ids) for ids in generator.generate(prompts[i : i + rows], options, rows, slots)]
-  return out
+def replies(engine, tokenizer, prompts, options: Options) -> list[str]:
+  """Texts for many prompts."""
+  answers = engine.generate(prompts, options)
+  return [tokenizer.decode([t.token for t in answer if t.finish != "stop"]) for (answer,) in answers]
 
 
 def hit(reply: str, box) -> bool:
@@ -62,7 +59,7 @@ def hit(reply: str, box) -> bool:
   return at is not None and box[0] <= at[0] <= box[2] and box[1] <= at[1] <= box[3]
 
 
-def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
+def evaluate(engine, chat, tokenizer, path: str, count: int, seed: int) -> dict:
   """The model with the right screen, a blank one and another screen; and a point drawn at random.
 
   Returns:
@@ -74,14 +71,14 @@ def evaluate(generator, chat, tokenizer, path: str, count: int, seed: int) -> di
   other = [own[(i + 3) % len(own)] for i in range(len(own))]
   result = {"items": asked, "chance": np.array([(b[2] - b[0]) * (b[3] - b[1]) for b in (i.box for i in asked)])}
   for name, pictures in (("model", own), ("no image", [np.full_like(p, 127) for p in own]), ("other image", other)):
-    said = predict(generator, chat, tokenizer, pictures, asked)
+    said = predict(engine, chat, tokenizer, pictures, asked)
     result[name] = np.array([hit(r, i.box) for r, i in zip(said, asked)])
     if name == "model":
       result["replies"] = said
   return result
 
 
-def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> dict:
+def ask_colors(engine, chat, tokenizer, path: str, count: int, seed: int) -> dict:
   """Multi-step questions on held-out screens ("is the top button red or blue?"), at once, also of a blank screen, and thinking.
 
   Returns:
@@ -105,13 +102,13 @@ def ask_colors(generator, chat, tokenizer, path: str, count: int, seed: int) -> 
   result = {"items": made, "screens": np.array(about)}
   for condition in ("none", "none blank", "short", "long"):
     style, _, blank = condition.partition(" ")
-    prompts = []
+    thinking, prompts = style != "none", []
     for image, language, ask, _, _ in made:
       text = ask if style == "none" else screens.hinted(ask, style, language)
       image = np.full_like(image, 127) if blank else image
       message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
-      prompts.append(chat.prompt([message], thinking=style != "none"))
-    said = replies(generator, tokenizer, prompts, Options(max_tokens=4 if style == "none" else 48), ROWS, SLOTS)
+      prompts.append(chat.prompt([message], thinking))
+    said = replies(engine, tokenizer, prompts, Options(max_tokens=48 if thinking else 4, thinking=thinking))
     result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer.strip() for r, (*_, answer) in zip(said, made)])
     result[f"{condition} replies"] = said
   return result

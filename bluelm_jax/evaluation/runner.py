@@ -85,10 +85,10 @@ def evaluate(config, directories: dict[str, pathlib.Path]) -> Results:
   results = Results()
   for name, stage in (("before images", config.before), ("after all stages", config.after)):
     speaker = Speaker(directories[stage])
-    for language, sums in text.bits_per_byte(speaker.generator.model, speaker.generator.params, speaker.chat, config.text).items():
+    for language, sums in text.bits_per_byte(speaker.model, speaker.params, speaker.chat, config.text).items():
       _bits(results, f"bits per byte, {language}, {name}", sums)
     _say("text", results.figures[-2:])
-  parts = speaker.generator, speaker.chat, speaker.tokenizer
+  parts = speaker.engine, speaker.chat, speaker.tokenizer
   _grounding(results, parts, config)
   _reasoning(results, parts, config)
   _screens(results, parts, config)

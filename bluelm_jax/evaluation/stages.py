@@ -63,7 +63,7 @@ def compare(config, directories: dict[str, pathlib.Path]) -> list[Comparison]:
 
 
 def _bits(speaker, config):
-  return text.bits_per_byte(speaker.generator.model, speaker.generator.params, speaker.chat, config.text)
+  return text.bits_per_byte(speaker.model, speaker.params, speaker.chat, config.text)
 
 
 def _bits_compared(stage, control, own, other):
@@ -75,7 +75,7 @@ def _bits_compared(stage, control, own, other):
 
 def _answers(speaker, config):
   asked = text.problems(config.reasoning_items, config.seed)
-  said = text.reason(speaker.generator, speaker.chat, speaker.tokenizer, asked, "long")
+  said = text.reason(speaker.engine, speaker.chat, speaker.tokenizer, asked, "long")
   return np.array([reasoning.is_correct(q, a) for q, a in zip(asked, said)], float)
 
 
@@ -84,7 +84,7 @@ def _answers_compared(stage, control, own, other):
 
 
 def _lookups(speaker, config):
-  return {n: text.look_up(speaker.generator.model, speaker.generator.params, speaker.chat, config.text, n, _DOCUMENTS, _NOTES, config.seed) for n in LENGTHS}
+  return {n: text.look_up(speaker.model, speaker.params, speaker.chat, config.text, n, _DOCUMENTS, _NOTES, config.seed) for n in LENGTHS}
 
 
 def _lookups_compared(stage, control, own, other):

@@ -10,7 +10,7 @@ from bluelm_jax.data.tasks import lookup
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.evaluation.grounding import replies
 from bluelm_jax.evaluation.grounding import VAIN_DRAWS
-from bluelm_jax.inference.generate import Options
+from bluelm_jax.inference.request import Options
 from bluelm_jax.training import losses
 
 
@@ -53,10 +53,11 @@ def problems(count: int, seed: int) -> list[reasoning.Problem]:
   return list(found.values())
 
 
-def reason(generator, chat, tokenizer, asked: list[reasoning.Problem], style: str, rows: int = 100) -> list[str]:
+def reason(engine, chat, tokenizer, asked: list[reasoning.Problem], style: str) -> list[str]:
   """Replies; `style` is "long", "short" or "none" (the switch is off)."""
-  prompts = [chat.prompt(reasoning.conversation(p, style)[:1], thinking=style != "none") for p in asked]
-  return replies(generator, tokenizer, prompts, Options(max_tokens=8 if style == "none" else 88), rows, 96)
+  thinking = style != "none"
+  prompts = [chat.prompt(reasoning.conversation(p, style)[:1], thinking) for p in asked]
+  return replies(engine, tokenizer, prompts, Options(max_tokens=88 if thinking else 8, thinking=thinking, answer_tokens=8 if thinking else None))
 
 
 def look_up(model, params, chat, path: str, length: int, documents: int, notes: int, seed: int) -> np.ndarray:

@@ -1,16 +1,16 @@
 """A checkpoint that answers: weights, tokenizer and chat format together."""
 
-import dataclasses
+import functools
 from typing import Iterator, Sequence
-
-import numpy as np
 
 from bluelm_jax.data import chat as chat_lib
 from bluelm_jax.data import images
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
-from bluelm_jax.inference.generate import Generator
-from bluelm_jax.inference.generate import Options
+from bluelm_jax.inference.engine import Engine
+from bluelm_jax.inference.request import Options
+from bluelm_jax.inference.request import plain_prompt
+from bluelm_jax.inference.sampling import Think
 from bluelm_jax.interop import hf_config
 from bluelm_jax.interop import load
 from bluelm_jax.models.config import BlueLMConfig
@@ -22,12 +22,22 @@ class Speaker:
 
   Uses the tokenizer's chat template, or the project's chat format where the tokenizer has its markers; any other
   model continues the prompt as plain text.
+
+  Attributes:
+    model, params: as `load_pretrained` gives them.
+    tokenizer, chat: the checkpoint's own.
+    think: the tokens around its thoughts, or None.
   """
 
-  def __init__(self, directory):
+  def __init__(self, directory, wrap_up: str = "", **engine):
+    """
+    Args:
+      wrap_up: said before a thought is closed because its budget is spent.
+      engine: arguments of the `Engine`.
+    """
     directory = load.checkpoint_directory(directory)
-    model, params = load.load_pretrained(directory)
-    config = model.config
+    self.model, self.params = load.load_pretrained(directory)
+    config = self.model.config
     if isinstance(config, VisionConfig):
       raise ValueError(f"{directory} is a vision tower and cannot speak; give a language model or a BlueLM")
     self.tokenizer = Tokenizer(directory / "tokenizer.json", hf_config.end_ids(directory))
@@ -37,18 +47,29 @@ class Speaker:
     multimodal = isinstance(config, BlueLMConfig)
     self.chat = chat_lib.ChatFormat(
         self.tokenizer, config.anyres if multimodal else None, config.tokens_per_tile if multimodal else 1)
-    self.generator = Generator(model, params, self.tokenizer.end_ids)
+    self.think = None
+    if self.tokenizer.has(chat_lib.THINK_OPEN) and self.tokenizer.has(chat_lib.THINK_CLOSE):
+      marks = map(self.tokenizer.special_id, (chat_lib.THINK_OPEN, chat_lib.THINK_CLOSE))
+      self.think = Think(*marks, tuple(self.tokenizer.encode(wrap_up)))
+    elif wrap_up:
+      raise ValueError("this tokenizer has no thinking tokens; leave wrap_up out")
+    self._engine_options = engine
 
-  def reply(self, prompt: str, image_paths: Sequence[str], thinking: bool, options: Options) -> Iterator[str]:
+  @functools.cached_property
+  def engine(self) -> Engine:
+    banned = [self.tokenizer.special_id(n) for n in chat_lib.IMAGE_MARKERS if self.tokenizer.has(n)]
+    return Engine(self.model, self.params, end_ids=self.tokenizer.end_ids, banned=banned, think=self.think, **self._engine_options)
+
+  def reply(self, prompt: str, image_paths: Sequence[str], options: Options) -> Iterator[str]:
     """Yields pieces of text as they come."""
-    options = dataclasses.replace(options, banned=self._banned())
     shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
+    example = self.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], options.thinking)
     ids: list[int] = []
     text, written = "", 0
-    for step in self.generator.stream([self._prompt(prompt, shown, thinking)], options):
-      if int(step[0]) in self.tokenizer.end_ids:
+    for token in self.engine.stream(example, options):
+      if token.finish == "stop":
         break
-      ids.append(int(step[0]))
+      ids.append(token.token)
       text = self.tokenizer.decode(ids)
       if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
         yield text[written:]
@@ -56,16 +77,15 @@ class Speaker:
     if text[written:]:
       yield text[written:]
 
-  def _prompt(self, prompt, shown, thinking) -> Example:
+  def prompt(self, messages: Sequence[dict], thinking: bool) -> Example:
+    """Messages as `ChatFormat` takes them; for a model without chat markers one text."""
     if self.chat.template or self.tokenizer.has(chat_lib.ROLES["user"]):
-      return self.chat.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], thinking)
-    if shown or thinking:
-      raise ValueError("this tokenizer lacks the chat markers for images and thinking; use a BlueLM checkpoint or a plain prompt")
-    if not self.tokenizer.encode(prompt):
+      return self.chat.prompt(messages, thinking)
+    content = messages[0]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if len(messages) > 1 or thinking or any(part["type"] != "text" for part in parts):
+      raise ValueError("this tokenizer lacks the chat markers for turns, images and thinking; use a BlueLM checkpoint or a plain prompt")
+    text = "".join(part["text"] for part in parts)
+    if not self.tokenizer.encode(text):
       raise ValueError("the prompt is empty; give some text")
-    ids = np.asarray(self.tokenizer.encode(prompt, add_special_tokens=True), np.int32)
-    empty = np.zeros((0, 1, 1, 3), np.uint8)
-    return Example(ids, ids, np.zeros(len(ids), np.float32), np.full(len(ids), -1, np.int32), empty, np.zeros(0, np.int32))
-
-  def _banned(self) -> tuple[int, ...]:
-    return tuple(self.tokenizer.special_id(n) for n in chat_lib.IMAGE_MARKERS if self.tokenizer.has(n))
+    return plain_prompt(self.tokenizer.encode(text, add_special_tokens=True))

@@ -108,12 +108,13 @@ class Token(NamedTuple):
 
 
 class Request(NamedTuple):
-  """A prompt in the engine."""
+  """A prompt in the engine; `digests` tell its tiles apart, see `images.digests`."""
 
   id: int
   prompt: Example
   options: Options
   stop_ids: tuple[int, ...]
+  digests: list[bytes]
 
 
 def plain_prompt(ids: Sequence[int], tile_size: int = 1) -> Example:

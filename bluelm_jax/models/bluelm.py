@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bluelm_jax.models import layers
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.decoder import Decoder
-from bluelm_jax.models.decoder import KVCache
+from bluelm_jax.models.decoder import PagedCache
 from bluelm_jax.models.decoder import default_positions
 from bluelm_jax.models.decoder import logits
 from bluelm_jax.models.vision import VisionTower
@@ -86,17 +86,20 @@ class BlueLM(nn.Module):
     x_BSD = self.embed(jnp.zeros_like(vision_index_BS), visual, vision_index_BS)
     return self.decoder.final_norm(x_BSD), self.decoder.output_table()  # normed, as every layer reads it
 
-  def readout(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
-    """The decoder's `readout`; the arguments are those of `__call__`."""
-    if (tiles is None) != (vision_index is None):
+  def readout(
+      self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: PagedCache | None = None, visual=None,
+  ):
+    """The decoder's `readout`; the arguments are those of `__call__`, but `visual` may hold what `encode_tiles` gave before."""
+    if (tiles is None and visual is None) != (vision_index is None):
       raise ValueError("tiles and vision_index belong together; pass both or neither")
-    visual = None if tiles is None or tiles.shape[1] == 0 else self.encode_tiles(tiles, tile_places)
+    if tiles is not None and tiles.shape[1]:
+      visual = self.encode_tiles(tiles, tile_places)
     positions, segment_ids = default_positions(tokens, positions, segment_ids, cache)
     x_BSD = self.embed(tokens, visual, vision_index)
     x_BSD, cache = self.decoder.hidden(x_BSD, positions, segment_ids, cache)
     return x_BSD, self.decoder.output_table(), cache
 
-  def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: KVCache | None = None):
+  def __call__(self, tokens, positions=None, segment_ids=None, tiles=None, vision_index=None, tile_places=None, cache: PagedCache | None = None):
     """Returns logits, or (logits, cache) when a cache is given.
 
     Args:

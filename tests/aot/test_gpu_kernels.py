@@ -11,6 +11,7 @@ from bluelm_jax.kernels.attention import masks
 from bluelm_jax.kernels.attention import pallas_gpu
 from bluelm_jax.kernels.attention import pallas_triton
 from bluelm_jax.kernels.attention import ring
+from bluelm_jax.kernels.paged import api as paged
 from bluelm_jax.sharding import chips
 from bluelm_jax.training.precompile import hlo
 from bluelm_jax.training.precompile import topology
@@ -57,6 +58,18 @@ def test_compiles(module, head, causal, packed, more, mesh):
 
 def test_triton_compiles_in_float32(mesh):
   _compile(pallas_triton, mesh, (128, 128), True, True, jnp.float32)
+
+
+@pytest.mark.parametrize("R, Q, K, D, P, M, dtype, int8", [
+    (1, 1, 4, 128, 16, 2048, jnp.bfloat16, False), (64, 1, 4, 128, 32, 128, jnp.bfloat16, True), (3, 64, 2, 80, 16, 50, jnp.bfloat16, False),
+    (2, 5, 2, 96, 64, 20, jnp.float16, True), (2, 1, 8, 64, 128, 20, jnp.float32, False)])
+def test_paged_kernels_compile(R, Q, K, D, P, M, dtype, int8, mesh):
+  struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P()))
+  pages, scale = struct((R * M, K, P, D), jnp.int8 if int8 else dtype), struct((R * M, K, P), jnp.float32) if int8 else None
+  args = struct((R, Q, 4 * K, D), dtype), pages, pages, struct((R, M), jnp.int32), struct((R, Q), jnp.int32)
+  run = lambda args, k_scale, v_scale: paged.attention(*args, k_scale=k_scale, v_scale=v_scale)
+  with jax.set_mesh(mesh):
+    assert "paged_attention" in jax.jit(run).lower(args, scale, scale).compile().as_text()
 
 
 def test_hopper_kernels_are_chosen_for_the_described_chip(mesh):

@@ -11,6 +11,7 @@ import pytest
 from bluelm_jax.kernels.attention import api
 from bluelm_jax.kernels.attention import masks
 from bluelm_jax.kernels.attention import ring
+from bluelm_jax.kernels.paged import api as paged
 from bluelm_jax.sharding import remat
 from bluelm_jax.training.precompile import topology
 
@@ -53,6 +54,21 @@ def test_kernels_compile(chip, head, causal, packed, window, dtype):
   text = compiled(mesh_of(chip, 1), jax.grad(loss, (0, 1, 2)), shapes, jax.P())
   for name in ("attention_forward", "attention_dq", "attention_dkv"):
     assert any(name in line and "tpu_custom_call" in line for line in text.splitlines()), name
+
+
+@pytest.mark.parametrize("D,P,Q,dtype,int8", [
+    (128, P, Q, dtype, int8) for P in (16, 32, 128) for Q in (1, 64) for dtype in (jnp.bfloat16, jnp.float32) for int8 in (False, True) if P > 16 or not int8
+] * WHOLE + [(128, 16, 1, jnp.bfloat16, False), (80, 32, 16, jnp.bfloat16, True), (64, 16, 3, jnp.float32, False)])
+@pytest.mark.parametrize("chip", CHIPS if WHOLE else ["v5e", "v5p"])
+def test_paged_kernels_compile(chip, D, P, Q, dtype, int8):
+  R, K, G, X, M = 3, 4, 4, 20000, 50
+  scales = [((X, K, P), jnp.float32)] * 2 * int8
+  shapes = [((R, Q, K * G, D), dtype), *[((X, K, P, 128), jnp.int8 if int8 else dtype)] * 2, ((R, M), jnp.int32), ((R, Q), jnp.int32), *scales]
+  run = lambda *x: paged.attention(*x[:5], **dict(zip(("k_scale", "v_scale"), x[5:])))
+  text = compiled(mesh_of(chip, 1), run, shapes, jax.P())
+  lines = text.splitlines()
+  assert any("paged_attention" in line and "tpu_custom_call" in line for line in lines)
+  assert not any(f"[{X},{K},{P},128]" in line and " copy(" in line for line in lines), "all pages are copied for a call"
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one run: the kernels, a train step's MFU, and decoding's share of the bandwidth.
 
-  python -m tests.bench.gpu [attention] [step] [decode] [--quick]     # markdown; --quick takes sizes that a CPU can run
+  python -m tests.bench.gpu [attention] [step] [paged] [decode] [--quick]     # markdown; --quick takes sizes that a CPU can run
 
 Peers are taken where they are installed: cuDNN through jax.nn.dot_product_attention, tokamax, torch's flash attention.
 They are timed in turns with ours, and medians are printed. TFLOP/s count causal attention at half, and the backward
@@ -21,10 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bluelm_jax.data import loader
-from bluelm_jax.data.batch import Example
 from bluelm_jax.data.tokenizer import Tokenizer
-from bluelm_jax.inference import generate
+from bluelm_jax.inference.engine import Engine
+from bluelm_jax.inference.request import Options
+from bluelm_jax.inference.request import plain_prompt
 from bluelm_jax.kernels.attention import api
+from bluelm_jax.kernels.paged import api as paged
+from bluelm_jax.kernels.paged import quantize
 from bluelm_jax.models import serialize
 from bluelm_jax.models.presets import PRESETS
 from bluelm_jax.sharding import chips
@@ -196,6 +199,29 @@ def step(config, rounds: int):
   return took, tokens, model_flop.total / len(batches), (model_flop.vision + model_flop.vision_attention) / len(batches)
 
 
+def paged_table():
+  """One query a row over pages in no order: bytes of keys and values (and scales) against the time, and the bandwidth."""
+  print("\n| rows | keys of a row | page | pages of | side | error | us | GB/s | share of the bandwidth |\n|---|---|---|---|---|---|---|---|---|")
+  kind, rng = jax.devices()[0].device_kind, np.random.default_rng(0)
+  for rows, length in ((2, 256),) if QUICK else itertools.product((1, 8, 64), (4096, 32768)):
+    for size, int8 in ((16, False), (64, False), (64, True)):
+      pages = rows * length // size
+      tables = jnp.asarray(rng.permutation(pages).reshape(rows, -1), jnp.int32)
+      new = lambda i, shape: jax.random.normal(jax.random.key(i), shape, jnp.bfloat16)
+      q, k, v = new(0, (rows, 1, HEADS, HEAD_DIM)), *(new(i, (pages, KV_HEADS, size, HEAD_DIM)) for i in (1, 2))
+      scales = {}
+      if int8:
+        (k, scales["k_scale"]), (v, scales["v_scale"]) = jax.jit(quantize.quantize)(k), jax.jit(quantize.quantize)(v)
+      args = q, k, v, tables, jnp.full((rows, 1), length - 1, jnp.int32)
+      runs = {name: functools.partial(jax.jit(functools.partial(paged.attention, implementation=name)), *args, **scales) for name in ("xla", "pallas_triton")}
+      times, out = medians(runs, ROUNDS, CALLS), {name: np.asarray(run(), np.float32) for name, run in runs.items()}
+      read = sum(x.size * x.dtype.itemsize for x in (k, v, *scales.values()))
+      for name, took in times.items():
+        error = np.linalg.norm(out[name] - out["xla"]) / np.linalg.norm(out["xla"])
+        share = f"{100 * read / took / chips.chip(kind).bandwidth:.1f} %" if kind in chips.CHIPS else "?"
+        print(f"| {rows} | {length} | {size} | {k.dtype} | {name} | {error:.1e} | {1e6 * took:.0f} | {read / took / 1e9:,.0f} | {share} |", flush=True)
+
+
 def decode_table():
   """Steps of greedy decoding, with random weights in bfloat16."""
   model = serialize.build(PRESETS["miniature" if QUICK else "bluelm_2_5_3b"]())
@@ -212,22 +238,27 @@ def decode_table():
 
 def decode(model, params, rows: int, prompt: int, tokens: int):
   """(seconds a step, bytes of the cache that a step must read)."""
-  generator, c = generate.Generator(model, params, end_ids=-1), model.config.decoder
+  c = model.config.decoder
+  engine = Engine(model, params, end_ids=(), slots=rows, pages=rows * -(-(prompt + tokens) // 16))
   text = np.random.default_rng(0).integers(1, c.vocab_size, (rows, prompt))
-  example = lambda ids: Example(ids, ids, np.ones(prompt), np.full(prompt, -1), np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, int))
   times = []
   for _ in range(2):  # the first compiles
-    stream = generator.stream([example(ids) for ids in text], generate.Options(max_tokens=tokens))
-    next(stream)
-    start = time.perf_counter()
-    times.append((sum(1 for _ in stream), time.perf_counter() - start))
+    for ids in text:
+      engine.submit(plain_prompt(ids), Options(max_tokens=tokens))
+    while engine.stats()["running"] < rows:  # what is read and drawn meanwhile is not counted
+      engine.step()
+    start, said = time.perf_counter(), 0
+    while engine.busy:
+      said += len(engine.step())
+    times.append((said / rows, time.perf_counter() - start))
+    engine.flush()
   cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
   return times[1][1] / times[1][0], cache
 
 
 def main():
   print(f"{machine.line()}, {jax.devices()[0].device_kind}\n")
-  tables = {"attention": attention_table, "step": step_table, "decode": decode_table}
+  tables = {"attention": attention_table, "step": step_table, "paged": paged_table, "decode": decode_table}
   for name in [name for name in tables if name in sys.argv] or tables:
     tables[name]()
 

@@ -23,7 +23,7 @@ from tests.bench import machine
 def sums(directory: str) -> dict[str, np.ndarray]:
   """Language -> (bits, bytes) of every document."""
   speaker = Speaker(pathlib.Path(directory))
-  return text.bits_per_byte(speaker.generator.model, speaker.generator.params, speaker.chat, "assets/text-test.array_record")
+  return text.bits_per_byte(speaker.model, speaker.params, speaker.chat, "assets/text-test.array_record")
 
 
 def main(*directories: str):

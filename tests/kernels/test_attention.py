@@ -112,7 +112,7 @@ def test_wrong_arguments_are_refused():
 
 
 def test_auto_says_once_what_it_takes(caplog):
-  api._log_choice.cache_clear()
+  api.log_choice.cache_clear()
   x = jnp.zeros((1, 8, 2, 16))
   with caplog.at_level("INFO", "bluelm_jax"):
     for _ in range(2):

@@ -97,7 +97,7 @@ def test_hopper_kernels_and_their_barriers(monkeypatch):
   monkeypatch.setattr(pallas_gpu, "_flawed_assembler", lambda: None)
   monkeypatch.setattr(pallas_gpu, "interpret", params.InterpretGPUParams(detect_races=True))
   monkeypatch.setattr(pallas_gpu, "_SIZES", {name: {64: pallas_gpu.Sizes(32, 2)} for name in pallas_gpu._SIZES})  # rings go round
-  monkeypatch.setattr(pallas_gpu, "_processors", lambda: 3)  # four tiles: the last round is for one
+  monkeypatch.setattr(api, "target_processors", lambda: 3)  # four tiles: the last round is for one
   shape = 1, 160, 96, 2, 1, 64, 32
   _check(pallas_gpu, shape, jnp.bfloat16, _mask(*shape[:3], True, True, 60))
   shape = 1, 160, 64, 1, 1, 64, 32

@@ -11,7 +11,8 @@ import pytest
 from bluelm_jax.kernels.rotary import RopeScaling
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.models.decoder import Decoder
-from bluelm_jax.models.decoder import empty_cache
+from bluelm_jax.models.decoder import empty_pages
+from bluelm_jax.models.decoder import PagedCache
 
 BASE = DecoderConfig(
     vocab_size=40, num_layers=3, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32, context=64, dtype="float64", param_dtype="float64")
@@ -36,14 +37,23 @@ def tokens(shape, seed=0):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("chunks", [[20, 1, 1, 1], [1] * 23, [7, 9, 7]])
 def test_cache_equals_the_whole_forward_pass(name, chunks, float64):
+  """Two sequences in pieces, their pages of 4 slots in each other's way."""
   model, params = build(VARIANTS[name])
   ids = tokens((2, 23))
   whole = model.apply({"params": params}, ids)
-  cache, found, at = empty_cache(model.config, 2, 30), [], 0
-  apply = jax.jit(lambda t, p, s, c: model.apply({"params": params}, t, positions=p, segment_ids=s, cache=c))
+  pages, found, at = empty_pages(model.config, 14, 4), [], 0
+  tables = jnp.array([[1, 3, 5, 7, 9, 11], [2, 4, 6, 8, 10, 12]], jnp.int32)
+
+  @jax.jit
+  def apply(t, positions, pages):
+    slots = jnp.take_along_axis(tables, positions // 4, axis=1) * 4 + positions % 4
+    cache = PagedCache(pages, slots.reshape(-1), ((tables, positions),))
+    logits, cache = model.apply({"params": params}, t.reshape(1, -1), positions=positions.reshape(1, -1), cache=cache)
+    return logits.reshape(2, -1, logits.shape[-1]), cache.pages
+
   for n in chunks:
     positions = jnp.broadcast_to(jnp.arange(at, at + n, dtype=jnp.int32), (2, n))
-    logits, cache = apply(ids[:, at : at + n], positions, jnp.ones((2, n), jnp.int32), cache)
+    logits, pages = apply(ids[:, at : at + n], positions, pages)
     found.append(logits)
     at += n
   np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-10)

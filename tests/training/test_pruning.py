@@ -15,7 +15,7 @@ from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.data.tokenizer import ASSET
 from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.inference import conversation
-from bluelm_jax.inference.generate import Options
+from bluelm_jax.inference.request import Options
 from bluelm_jax.interop import load
 from bluelm_jax.interop import mapping
 from bluelm_jax.models import presets
@@ -80,7 +80,7 @@ def test_a_checkpoint_like_any_other(teacher, tmp_path, capsys):
   lines = metrics.read(tmp_path / "w")
   assert [r["step"] for r in lines] == [1, 2, 3] and all(5 < r["loss"] < 30 for r in lines)
   speaker = conversation.Speaker(tmp_path / "w")
-  assert isinstance("".join(speaker.reply("What?", [], False, Options(max_tokens=2))), str)
+  assert isinstance("".join(speaker.reply("What?", [], Options(max_tokens=2))), str)
 
   written = files(tmp_path / "w")
   shutil.copytree(tmp_path / "w", tmp_path / "again")

@@ -77,7 +77,7 @@ def choose(implementation: str, q_BQHD, k_BSKD, v_BSKV) -> str:
     name, reason = ("xla", "few queries") if short else ("pallas_tpu", "a TPU")
   else:
     name, reason = backend("pallas_gpu").choice(q_BQHD, k_BSKD, v_BSKV)
-  _log_choice(name, reason)
+  log_choice("attention", name, reason)
   return name
 
 
@@ -92,6 +92,11 @@ def target_device_kind() -> str:
   return target().device_kind
 
 
+def target_processors() -> int:
+  """Streaming multiprocessors of that GPU; a full H100's where it does not say."""
+  return getattr(target(), "core_count", None) or getattr(target(), "num_cores", None) or 132
+
+
 def target():
   """The device, or the description of one, that the program being traced will run on."""
   described = jax.sharding.get_abstract_mesh().abstract_device  # the mesh may be of chips that are elsewhere
@@ -103,8 +108,9 @@ def backend(name: str):
 
 
 @functools.cache
-def _log_choice(name, reason):
-  logging.getLogger("bluelm_jax").info("attention: %s (%s)", name, reason)
+def log_choice(what: str, name: str, reason: str):
+  """Says once which implementation "auto" took."""
+  logging.getLogger("bluelm_jax").info("%s: %s (%s)", what, name, reason)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

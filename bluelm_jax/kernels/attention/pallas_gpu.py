@@ -32,6 +32,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from bluelm_jax.kernels.attention import api
 from bluelm_jax.kernels.attention import masks
 from bluelm_jax.kernels.attention import pallas_triton
 
@@ -64,8 +65,6 @@ _SIZES = {
 
 def choice(q_BQHD, k_BSKD, v_BSKV) -> tuple[str, str]:
   """What "auto" takes on a GPU, and why."""
-  from bluelm_jax.kernels.attention import api  # it loads this module by name
-
   kind, (D, V) = api.target_device_kind(), (q_BQHD.shape[-1], v_BSKV.shape[-1])
   if max(D, V) > pallas_triton.LARGEST_HEAD:
     return "xla", f"no kernel takes head sizes {D} and {V}"
@@ -169,7 +168,7 @@ class _Call:
     blocks, heads = (self.J, self.K) if self.kernel == "dkv" else (self.I, self.H)
     tiles = self.B * blocks * heads
     # Programs that stay load a tile's blocks while they end the one before; dk and dv gain nothing by it.
-    programs = tiles if self.kernel == "dkv" else min(_processors(), tiles)
+    programs = tiles if self.kernel == "dkv" else min(api.target_processors(), tiles)
 
     def body(*refs, **scratch):
       m = _Memory(**dict(zip(names, refs, strict=True)), **scratch)
@@ -534,14 +533,6 @@ def _seen(x, m, me, slot):
   return masks.pairs(*field(q), *field(k), *x.rule)
 
 
-def _processors() -> int:
-  """Streaming multiprocessors of the GPU, or what the mesh in context says of it; a full H100's where it says nothing."""
-  from bluelm_jax.kernels.attention import api  # it loads this module by name
-
-  target = api.target()
-  return getattr(target, "core_count", None) or getattr(target, "num_cores", None) or 132
-
-
 def _whole(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple
 
@@ -551,8 +542,6 @@ def _dtypes_fit(q, k, v) -> bool:
 
 
 def _check(q, k, v, mask):
-  from bluelm_jax.kernels.attention import api  # it loads this module by name
-
   if api.target_platform() == "cpu" and interpret is None:
     raise ValueError("pallas_gpu runs on Hopper GPUs alone; use implementation='pallas_triton' or 'xla' on CPU")
   if not _dtypes_fit(q, k, v):

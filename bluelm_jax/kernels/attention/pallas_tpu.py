@@ -125,7 +125,7 @@ def _forward_kernel(pairs_ref, info, q_ref, k_ref, v_ref, out_ref, lse_ref, fixe
     sum_ref[...] = jnp.zeros_like(sum_ref)
 
   def see(masked):
-    s = _product(q_ref[0, 0], k_ref[0, 0], (1, 1))  # unscaled: the scale sits in the exponent
+    s = product(q_ref[0, 0], k_ref[0, 0], (1, 1))  # unscaled: the scale sits in the exponent
     if masked:
       s = jnp.where(_visible(mask, _columns(fixed_ref, info.queries), _across(info.keys)), s, _FAR)
     top = jnp.maximum(top_ref[:, :1], jnp.max(s, axis=1, keepdims=True))
@@ -133,7 +133,7 @@ def _forward_kernel(pairs_ref, info, q_ref, k_ref, v_ref, out_ref, lse_ref, fixe
     shrink = jnp.exp2((top_ref[:, :1] - top) * (scale * _LOG2E))
     total_ref[...] = jnp.broadcast_to(total_ref[:, :1] * shrink + jnp.sum(p, axis=1, keepdims=True), total_ref.shape)
     top_ref[...] = jnp.broadcast_to(top, top_ref.shape)
-    sum_ref[...] = sum_ref[...] * shrink + _product(p.astype(v_ref.dtype), v_ref[0, 0], (1, 0))
+    sum_ref[...] = sum_ref[...] * shrink + product(p.astype(v_ref.dtype), v_ref[0, 0], (1, 0))
 
   _by_class(pair, see)
 
@@ -157,13 +157,13 @@ def _dq_kernel(pairs_ref, info, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_r
     sum_ref[...] = jnp.zeros_like(sum_ref)
 
   def see(masked):
-    s = _product(q_ref[0, 0], k_ref[0, 0], (1, 1)) * (scale * _LOG2E)
+    s = product(q_ref[0, 0], k_ref[0, 0], (1, 1)) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_visible(mask, _columns(fixed_ref, info.queries), _across(info.keys)), s, _FAR)
     p = jnp.exp2(s - lse_held[:, :1])
-    dp = _product(d_out_ref[0, 0], v_ref[0, 0], (1, 1))
+    dp = product(d_out_ref[0, 0], v_ref[0, 0], (1, 1))
     ds = p * (dp - delta_held[:, :1])
-    sum_ref[...] += _product(ds.astype(k_ref.dtype), k_ref[0, 0], (1, 0))
+    sum_ref[...] += product(ds.astype(k_ref.dtype), k_ref[0, 0], (1, 0))
 
   _by_class(pair, see)
 
@@ -184,14 +184,14 @@ def _dkv_kernel(pairs_ref, info, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_
     dv_sum[...] = jnp.zeros_like(dv_sum)
 
   def see(masked):
-    s = _product(k_ref[0, 0], q_ref[0, 0], (1, 1)) * (scale * _LOG2E)
+    s = product(k_ref[0, 0], q_ref[0, 0], (1, 1)) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_visible(mask, _across(info.queries), _columns(fixed_ref, info.keys)), s, _FAR)
     p = jnp.exp2(s - lse_ref[0, 0] * _LOG2E)
-    dv_sum[...] += _product(p.astype(d_out_ref.dtype), d_out_ref[0, 0], (1, 0))
-    dp = _product(v_ref[0, 0], d_out_ref[0, 0], (1, 1))
+    dv_sum[...] += product(p.astype(d_out_ref.dtype), d_out_ref[0, 0], (1, 0))
+    dp = product(v_ref[0, 0], d_out_ref[0, 0], (1, 1))
     ds = p * (dp - delta_ref[0, 0])
-    dk_sum[...] += _product(ds.astype(q_ref.dtype), q_ref[0, 0], (1, 0))
+    dk_sum[...] += product(ds.astype(q_ref.dtype), q_ref[0, 0], (1, 0))
 
   _by_class(pair, see)
 
@@ -201,7 +201,7 @@ def _dkv_kernel(pairs_ref, info, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_
     dv_ref[0, 0] = dv_sum[...].astype(dv_ref.dtype)
 
 
-def _product(a, b, contract):
+def product(a, b, contract):
   """A matrix product over one dimension of each, accumulated in float32."""
   precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32)

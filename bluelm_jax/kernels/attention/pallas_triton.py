@@ -101,7 +101,7 @@ class _Call:
     return pl.pallas_call(
         kernel, grid=grid, in_specs=[known_specs, *in_specs], out_specs=out_specs, out_shape=out_shape,
         compiler_params=plgpu.CompilerParams(num_warps=self.sizes.warps, num_stages=self.sizes.stages),
-        interpret=_interpreted(), name=f"attention_{self.kernel}")(self.known, *args)
+        interpret=interpreted(), name=f"attention_{self.kernel}")(self.known, *args)
 
   def _known_spec(self, name, x):
     if name in ("order", "counts"):
@@ -110,19 +110,19 @@ class _Call:
 
   # Views of [B, Q or S, heads, size] and [B, H, Q] for a program (block, head, row).
   def queries(self, size):
-    return pl.BlockSpec((None, self.sizes.q, None, _up(size)), lambda i, h, b: (b, i, h, 0))
+    return pl.BlockSpec((None, self.sizes.q, None, up(size)), lambda i, h, b: (b, i, h, 0))
 
   def query_rows(self):
     return pl.BlockSpec((None, None, self.sizes.q), lambda i, h, b: (b, h, i))
 
   def keys(self, size):
-    return pl.BlockSpec((None, self.J * self.sizes.k, None, _up(size)), lambda i, h, b: (b, 0, lax.div(h, jnp.int32(self.G)), 0))
+    return pl.BlockSpec((None, self.J * self.sizes.k, None, up(size)), lambda i, h, b: (b, 0, lax.div(h, jnp.int32(self.G)), 0))
 
   def key_block(self, size):
-    return pl.BlockSpec((None, self.sizes.k, None, _up(size)), lambda j, h, b: (b, j, h, 0))
+    return pl.BlockSpec((None, self.sizes.k, None, up(size)), lambda j, h, b: (b, j, h, 0))
 
   def group(self, size):
-    return pl.BlockSpec((None, self.I * self.sizes.q, self.G, _up(size)), lambda j, h, b: (b, 0, h, 0))
+    return pl.BlockSpec((None, self.I * self.sizes.q, self.G, up(size)), lambda j, h, b: (b, 0, h, 0))
 
   def group_rows(self):
     return pl.BlockSpec((None, self.G, self.I * self.sizes.q), lambda j, h, b: (b, h, 0))
@@ -135,17 +135,17 @@ def _forward_kernel(known, q_ref, k_ref, v_ref, out_ref, lse_ref, *, x, scale):
   def step(j, _, masked, carry):
     top, total, out = carry
     at = pl.ds(j * x.sizes.k, x.sizes.k)
-    s = _dot(q_qd, _tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), 1) * (scale * _LOG2E)
+    s = dot(q_qd, _tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, j * x.sizes.k), s, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(s, axis=1))
     p = jnp.exp2(s - new_top[:, None])
     shrink = jnp.exp2(top - new_top)
     v_sv = _tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
-    return new_top, total * shrink + jnp.sum(p, axis=1), out * shrink[:, None] + _dot(p.astype(v_sv.dtype), v_sv, 0)
+    return new_top, total * shrink + jnp.sum(p, axis=1), out * shrink[:, None] + dot(p.astype(v_sv.dtype), v_sv, 0)
 
   rows = x.sizes.q
-  start = jnp.full((rows,), _FAR, jnp.float32), jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, _up(x.V)), jnp.float32)
+  start = jnp.full((rows,), _FAR, jnp.float32), jnp.zeros((rows,), jnp.float32), jnp.zeros((rows, up(x.V)), jnp.float32)
   top, total, out = _walk(known, x.J, 1, step, start)
   some = top > _FAR
   safe = jnp.where(some, total, 1.0)
@@ -161,11 +161,11 @@ def _dq_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dq_ref
   def step(j, _, masked, dq):
     at = pl.ds(j * x.sizes.k, x.sizes.k)
     k_sd, v_sv = _tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), _tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
-    s = _dot(q_qd, k_sd, 1) * (scale * _LOG2E)
+    s = dot(q_qd, k_sd, 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, j * x.sizes.k), s, -jnp.inf)
-    ds = jnp.exp2(s - lse[:, None]) * (_dot(d_out_qv, v_sv, 1) - delta[:, None])
-    return dq + _dot(ds.astype(k_sd.dtype), k_sd, 0)
+    ds = jnp.exp2(s - lse[:, None]) * (dot(d_out_qv, v_sv, 1) - delta[:, None])
+    return dq + dot(ds.astype(k_sd.dtype), k_sd, 0)
 
   dq = _walk(known, x.J, 1, step, jnp.zeros(q_qd.shape, jnp.float32))
   _put(dq_ref, dq * scale, q_start, x.Q, x.D)
@@ -181,12 +181,12 @@ def _dkv_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dk_re
     at = pl.ds(q_start, x.sizes.q)
     q_qd, d_out_qv = _tile(q_ref.at[at, g], q_start, x.Q, x.D), _tile(d_out_ref.at[at, g], q_start, x.Q, x.V)
     lse, delta = _tile(lse_ref.at[g, at], q_start, x.Q) * _LOG2E, _tile(delta_ref.at[g, at], q_start, x.Q)
-    s = _dot(k_sd, q_qd, 1) * (scale * _LOG2E)
+    s = dot(k_sd, q_qd, 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, k_start, keys_first=True), s, -jnp.inf)
     p = jnp.exp2(s - lse[None])
-    ds = p * (_dot(v_sv, d_out_qv, 1) - delta[None])
-    return dk + _dot(ds.astype(q_qd.dtype), q_qd, 0), dv + _dot(p.astype(d_out_qv.dtype), d_out_qv, 0)
+    ds = p * (dot(v_sv, d_out_qv, 1) - delta[None])
+    return dk + dot(ds.astype(q_qd.dtype), q_qd, 0), dv + dot(p.astype(d_out_qv.dtype), d_out_qv, 0)
 
   dk, dv = _walk(known, x.I, x.G, step, (jnp.zeros(k_sd.shape, jnp.float32), jnp.zeros(v_sv.shape, jnp.float32)))
   _put(dk_ref, dk * scale, k_start, x.S, x.D)
@@ -241,7 +241,7 @@ def _put(ref, value, start, length, size=None):
   plgpu.store(ref, value.astype(ref.dtype), mask=_inside(ref.shape, start, length, size))
 
 
-def _dot(a, b, b_axis):
+def dot(a, b, b_axis):
   """a @ b (b_axis 0) or a @ b.T (b_axis 1), summed in float32; float32 inputs are not rounded."""
   return lax.dot_general(
       a, b, (((1,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32,
@@ -249,16 +249,16 @@ def _dot(a, b, b_axis):
 
 
 def _sizes(kernel, x, dtype) -> Sizes:
-  head = max(_up(x.D), _up(x.V), min(_SIZES[kernel]))
+  head = max(up(x.D), up(x.V), min(_SIZES[kernel]))
   if head > LARGEST_HEAD:
     raise ValueError(f"head sizes {x.D} and {x.V} are above {LARGEST_HEAD}; use implementation='xla'")
   sizes = _SIZES[kernel][head]
   if dtype == jnp.float32:  # twice the bytes
     sizes = sizes._replace(q=sizes.q // 2, k=max(_SMALLEST, sizes.k // 2))
-  return sizes._replace(q=min(sizes.q, _up(x.Q)), k=min(sizes.k, _up(x.S)))
+  return sizes._replace(q=min(sizes.q, up(x.Q)), k=min(sizes.k, up(x.S)))
 
 
-def _up(n: int) -> int:
+def up(n: int) -> int:
   """The power of two that holds n, no smaller than a product's side."""
   return max(_SMALLEST, pl.next_power_of_2(n))
 
@@ -270,7 +270,7 @@ def _check_dtypes(q, k, v):
         "cast all to float32, bfloat16 or float16, or use implementation='xla'")
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
   from bluelm_jax.kernels.attention import api  # it loads this module by name
 
   return api.target_platform() == "cpu" if interpret is None else interpret

@@ -1,0 +1,251 @@
+"""The inference engine: requests join and leave a running batch, step by step, and share what they have in common."""
+
+import itertools
+from typing import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from bluelm_jax.data.batch import Example
+from bluelm_jax.inference import images
+from bluelm_jax.inference import programs
+from bluelm_jax.inference import sampling
+from bluelm_jax.inference import weights
+from bluelm_jax.inference.pages import PagePool
+from bluelm_jax.inference.request import Options
+from bluelm_jax.inference.request import Request
+from bluelm_jax.inference.request import Token
+from bluelm_jax.inference.schedule import Plan
+from bluelm_jax.inference.schedule import Sample
+from bluelm_jax.inference.schedule import Scheduler
+from bluelm_jax.models.config import BlueLMConfig
+from bluelm_jax.models.decoder import empty_pages
+
+_ADMITTED = 8  # samples put into slots by one call
+
+
+class Engine:
+  """Answers requests with one model.
+
+  Continuous batching over paged keys and values (arXiv 2309.06180): every step reads pieces of new prompts and draws one
+  token for each running sample. While the device computes a step, the host prepares the next, so a token is reported one call
+  of `step` after its own. Not for use by several threads at once.
+
+  Attributes:
+    max_context: the longest prompt and answer together, in tokens.
+    version: of the weights.
+  """
+
+  def __init__(
+      self, model, params, *, end_ids: Sequence[int], banned: Sequence[int] = (), think: sampling.Think | None = None, slots: int = 32,
+      pages: int | None = None, page_size: int = 16, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
+      version: int = 0,
+  ):
+    """
+    Args:
+      end_ids: tokens that end an answer.
+      banned: tokens never produced.
+      think: the model's thinking tokens; None for one that cannot think.
+      slots: samples that draw at once.
+      pages: of `page_size` tokens each; None: enough for a quarter of the slots at full context.
+      prefill_tokens: tokens of prompts read in one step at most.
+      tiles: visual tokens are kept for so many.
+      kv_dtype: of keys and values, "int8" or None for the compute dtype.
+      drafts: tokens guessed ahead from the text so far, and checked in the same step; 0 guesses none.
+    """
+    self.model, self.version, self.drafts = weights.for_engine(model), version, drafts
+    self._end_ids, self._think = tuple(end_ids), think
+    config = self.model.config
+    multimodal = isinstance(config, BlueLMConfig)
+    self._decoder = config.decoder if multimodal else config
+    self.max_context = self._decoder.context
+    pages = pages or -(-self.max_context // page_size) * max(1, slots // 4)
+    self._pool = PagePool(pages, page_size)
+    self._images = images.ImagePool(self.model, tiles) if multimodal else None
+    self.params = weights.in_pieces(self.model, params)
+    self._scheduler = Scheduler(
+        self._pool, slots, max(1, prefill_tokens // programs.ROW), drafts, config.tokens_per_tile if multimodal else 1, self._images)
+    masked = np.zeros(self._decoder.vocab_size, bool)
+    masked[list(banned)] = True
+    self._programs = programs.Programs(self.model, masked, think)
+    self._pages, self._slots = empty_pages(self._decoder, pages + 1, page_size, kv_dtype), programs.new_slots(self._decoder.vocab_size, slots)
+    self._ids, self._in_flight, self._steps = itertools.count(), None, 0
+
+  @property
+  def busy(self) -> bool:
+    return self._scheduler.busy
+
+  def submit(self, prompt: Example, options: Options) -> int:
+    """Queues a prompt (`ChatFormat.prompt`); its tokens come from `step` under the number returned.
+
+    Raises:
+      ValueError: what this engine can never answer.
+    """
+    length, pool = len(prompt.tokens), self._pool
+    if not length:
+      raise ValueError("the prompt is empty; give some text")
+    if length + options.max_tokens > self.max_context:
+      raise ValueError(f"a prompt of {length} tokens and {options.max_tokens} new ones exceed the context of {self.max_context}; shorten the prompt or max_tokens")
+    if (wanted := -(-(length + options.max_tokens) // pool.size)) > pool.total:
+      raise ValueError(f"a prompt of {length} tokens and {options.max_tokens} new ones need {wanted} pages of {pool.total}; start the engine with more")
+    if len(prompt.tiles) and self._images is None:
+      raise ValueError("this model does not see images; leave them out")
+    if len(prompt.tiles) > (capacity := self._images.capacity if self._images else 0):
+      raise ValueError(f"{len(prompt.tiles)} tiles of images are more than the {capacity} kept; send fewer, or start the engine with more")
+    if options.thinking and self._think is None:
+      raise ValueError("this model has no thinking tokens; leave thinking out")
+    if bad := [i for i in options.banned if not 0 <= i < self._decoder.vocab_size]:
+      raise ValueError(f"banned id {bad[0]} is no token; use 0 to {self._decoder.vocab_size - 1}")
+    stop_ids = self._end_ids if options.stop_ids is None else options.stop_ids
+    request = Request(next(self._ids), prompt, options, stop_ids, images.digests(prompt))
+    self._scheduler.add(request, self._first_state(prompt, options))
+    return request.id
+
+  def step(self) -> list[Token]:
+    """Starts a step of the device and reports the tokens of the one before."""
+    tokens = []
+    if self._scheduler.short():
+      tokens += self._collect()
+      states = jax.device_get(self._slots.state)
+      self._scheduler.preempt(lambda slot: jax.tree.map(lambda x: x[slot], states))
+    plan = self._scheduler.plan(self.params)
+    started = None if plan is None else self._start(plan)
+    tokens += self._collect()
+    self._in_flight = started
+    if self.drafts:  # guesses need the last token
+      tokens += self._collect()
+    return tokens
+
+  def cancel(self, request_id: int) -> None:
+    """Ends a request without a word and frees what it holds."""
+    self._scheduler.cancel(request_id)
+
+  def stream(self, prompt: Example, options: Options) -> Iterator[Token]:
+    """The tokens of one prompt as they come; giving up the iterator ends the request."""
+    request = self.submit(prompt, options)
+    try:
+      ended = 0
+      while ended < options.n:
+        for token in self.step():
+          if token.request == request:
+            ended += token.finish is not None
+            yield token
+    finally:
+      self.cancel(request)
+
+  def generate(self, prompts: Sequence[Example], options: Options) -> list[list[list[Token]]]:
+    """The answers to many prompts: [prompt][sample] -> its tokens, the end token included."""
+    requests = {self.submit(prompt, options): i for i, prompt in enumerate(prompts)}
+    answers = [[[] for _ in range(options.n)] for _ in prompts]
+    while self.busy:
+      for token in self.step():
+        answers[requests[token.request]][token.sample].append(token)
+    return answers
+
+  def update_weights(self, version: int, params) -> None:
+    """Puts other weights of the same shapes in place, from any mesh or dtype; nothing is compiled anew.
+
+    Running samples go on with the keys and values they have; prefixes and images known by the old weights are forgotten.
+
+    Raises:
+      ValueError: a parameter of another shape.
+    """
+    self.params = weights.in_place_of(self.params, weights.in_pieces(self.model, params))
+    self.version = self._scheduler.version = version
+    self.flush()
+
+  def flush(self) -> None:
+    """Forgets known prefixes and images."""
+    self._scheduler.flush()
+    if self._images:
+      self._images.flush()
+
+  def stats(self) -> dict[str, int]:
+    s = self._scheduler
+    return {
+        "waiting": len(s.waiting) + len(s.reading) + len(s.ready), "running": len(s.running), "pages_free": self._pool.free,
+        "pages_total": self._pool.total, "prefix_tokens": s.prefix_tokens, "preemptions": s.preemptions, "steps": self._steps,
+        "tiles_encoded": self._images.encoded if self._images else 0, "programs": len(self._programs.compiled), "version": self.version}
+
+  def _first_state(self, prompt, options) -> sampling.State:
+    phase = sampling.BEFORE if options.thinking else sampling.ANSWERING
+    if self._think is not None:
+      last = [i for i in prompt.tokens.tolist() if i in (self._think.open_id, self._think.close_id)][-1:]
+      if last == [self._think.open_id]:  # the chat template has begun the thought
+        phase = sampling.THINKING
+    return sampling.State(*map(np.int32, (prompt.tokens[-1], phase, 0, -1, options.max_tokens)))
+
+  def _start(self, plan: Plan):
+    if plan.copies:
+      self._copy(plan.copies)
+    for at in range(0, len(plan.entering), _ADMITTED):
+      self._admit(plan.entering[at : at + _ADMITTED])
+    if self.drafts:
+      for i, sample in enumerate(plan.rows):
+        plan.batch.drafts_SQ[i] = _guess(sample, self.drafts)
+    visual = self._images.visual_XD if self._images else None
+    self._pages, self._slots, drawn, counts = self._programs.step(plan.shape, self.params, self._pages, self._slots, visual, plan.batch)
+    self._steps += 1
+    return plan.rows, drawn, counts, self.version
+
+  def _copy(self, copies):
+    count = 1 << (len(copies) - 1).bit_length()
+    pairs = np.zeros((2, count), np.int32)
+    pairs[:, : len(copies)] = np.array(copies).T
+    self._pages = self._programs.copy_pages(self._pages, *pairs)
+
+  def _admit(self, samples: list[Sample]):
+    nowhere = self._scheduler.slots
+    rows = [(sampling.Rules.of(s.request.options, s.index), s.state) for s in samples]
+    rows += [(sampling.Rules.of(Options(), 0), samples[0].state)] * (_ADMITTED - len(samples))
+    slots = np.array([s.slot for s in samples] + [nowhere] * (_ADMITTED - len(samples)), np.int32)
+    rules, state = jax.tree.map(lambda *x: np.stack(x), *rows)
+    self._slots = self._programs.admit(self._slots, slots, rules, state)
+    for sample in samples:
+      if sample.request.options.repetition_penalty != 1:
+        seen = np.zeros(self._decoder.vocab_size, bool)
+        seen[sample.tokens] = True
+        self._slots = self._programs.count_seen(self._slots, np.int32(sample.slot), seen)
+
+  def _collect(self) -> list[Token]:
+    """The tokens of the step in flight; samples that end with them are freed."""
+    if self._in_flight is None:
+      return []
+    (rows, drawn, counts, version), self._in_flight = self._in_flight, None
+    tops = any(s.request.options.top_logprobs for s in rows)
+    small = jax.tree.map(np.ndarray.tolist, jax.device_get(drawn._replace(top_ids=None, top_logprobs=None)))
+    top_ids, top_logprobs = jax.device_get((drawn.top_ids, drawn.top_logprobs)) if tops else (None, None)
+    counts = np.asarray(counts).tolist()
+    tokens = []
+    for r, sample in enumerate(rows):
+      if sample.ended:
+        continue
+      options = sample.request.options
+      sample.read += counts[r] - 1
+      for q in range(counts[r]):
+        token = small.token[r][q]
+        sample.tokens.append(token)
+        finish = "stop" if token in sample.request.stop_ids else "length" if sample.known == options.max_tokens else None
+        n = options.top_logprobs
+        top = tuple(zip(top_ids[r, q, :n].tolist(), top_logprobs[r, q, :n].tolist())) if n else ()
+        phase = "think" if small.thinking[r][q] else "answer"
+        tokens.append(Token(
+            sample.request.id, sample.index, token, small.logprob[r][q], small.behaviour[r][q], phase, small.forced[r][q], version, top, finish))
+        if finish:
+          self._scheduler.end(sample)
+          break
+    return tokens
+
+
+def _guess(sample: Sample, count: int) -> np.ndarray:
+  """What followed the last time that the text's last tokens stood in it; -1 for no guess (arXiv 2304.04487, prompt lookup)."""
+  guess, tokens = np.full(count, -1, np.int32), sample.tokens
+  most = len(sample.request.prompt.tokens) + sample.request.options.max_tokens - 1 - len(tokens)  # tokens after the next one
+  for size in (3, 2):
+    last = tokens[-size:]
+    for at in range(len(tokens) - size - 1, -1, -1):
+      if tokens[at : at + size] == last:
+        found = tokens[at + size : at + size + min(count, most)]
+        guess[: len(found)] = found
+        return guess
+  return guess

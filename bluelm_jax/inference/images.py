@@ -1,0 +1,89 @@
+"""Visual tokens on the device: each tile is encoded once for one version of the weights, whoever shows it.
+
+Shapes: C places for tiles, T tiles encoded at once, N tokens a tile, D width.
+"""
+
+import collections
+import functools
+import hashlib
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bluelm_jax.data.batch import Example
+from bluelm_jax.inference import weights
+
+_BATCHES = (1, 4, 16)  # tiles encoded at once
+
+
+def digests(prompt: Example) -> list[bytes]:
+  """What tells each tile of a prompt from every other: its pixels, and its place in its image."""
+  return [
+      hashlib.blake2b(np.ascontiguousarray(tile).tobytes() + bytes([int(place)]), digest_size=16).digest()
+      for tile, place in zip(prompt.tiles, prompt.tile_places, strict=True)]
+
+
+class ImagePool:
+  """Places for `capacity` tiles; those held by a prompt stay, others go when their places are wanted, the oldest first."""
+
+  def __init__(self, model, capacity: int, sharding=None):
+    self.capacity = capacity
+    self._tokens_per_tile = model.config.tokens_per_tile
+    D = model.config.decoder.embed_dim
+    self.visual_XD = jnp.zeros((capacity * self._tokens_per_tile, D), model.config.decoder.dtype, device=sharding)
+    self._encode = jax.jit(functools.partial(_encode, model), donate_argnames="visual_XD")
+    self.flush()
+    self.encoded = 0
+
+  def flush(self) -> None:
+    """Forgets all: the weights have changed. Nothing may be held."""
+    self._place_of: collections.OrderedDict[bytes, int] = collections.OrderedDict()
+    self._holders: collections.Counter[bytes] = collections.Counter()
+    self._free = list(range(self.capacity))
+
+  def hold(self, params, tiles: dict[bytes, tuple[np.ndarray, int]]) -> dict[bytes, int] | None:
+    """The places of tiles, now encoded and held; None where there is no room for them now.
+
+    Args:
+      tiles: digest -> (uint8 [H, W, 3], its place in its image).
+    """
+    missing = [d for d in tiles if d not in self._place_of]
+    idle = [d for d in self._place_of if not self._holders[d] and d not in tiles]
+    if len(missing) > len(self._free) + len(idle):
+      return None
+    for digest in idle[: max(0, len(missing) - len(self._free))]:
+      self._free.append(self._place_of.pop(digest))
+    for digest in missing:
+      self._place_of[digest] = self._free.pop()
+    for digest in tiles:
+      self._place_of.move_to_end(digest)
+      self._holders[digest] += 1
+    self._write(params, [tiles[d] for d in missing], [self._place_of[d] for d in missing])
+    return {d: self._place_of[d] for d in tiles}
+
+  def release(self, tiles: Sequence[bytes]) -> None:
+    for digest in tiles:
+      self._holders[digest] -= 1
+      assert self._holders[digest] >= 0
+
+  def _write(self, params, tiles, places) -> None:
+    self.encoded += len(tiles)
+    while tiles:
+      size = next((b for b in _BATCHES if b >= len(tiles)), _BATCHES[-1])
+      count = min(size, len(tiles))
+      pixels = np.zeros((size, *tiles[0][0].shape), np.uint8)
+      of_image, into = np.zeros(size, np.int32), np.full(size, self.capacity, np.int32)  # padding goes nowhere
+      for i in range(count):
+        pixels[i], of_image[i] = tiles[i]
+        into[i] = places[i]
+      self.visual_XD = self._encode(params, self.visual_XD, pixels, of_image, into)
+      tiles, places = tiles[count:], places[count:]
+
+
+def _encode(model, params, visual_XD, pixels_THWC, tile_places_T, into_T):
+  tokens = model.apply({"params": weights.whole(params)}, pixels_THWC[None], tile_places_T[None], method="encode_tiles")[0]
+  N = tokens.shape[0] // pixels_THWC.shape[0]
+  places = into_T[:, None] * N + jnp.arange(N)
+  return visual_XD.at[places.reshape(-1)].set(tokens.astype(visual_XD.dtype), mode="drop")

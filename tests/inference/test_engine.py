@@ -1,0 +1,184 @@
+"""The engine says what the trainer's forward pass says, whoever else is answered beside, and gives back all it takes."""
+
+import jax
+import numpy as np
+import pytest
+
+from bluelm_jax.inference.request import Options
+from bluelm_jax.inference.request import plain_prompt
+from tests.inference import small_engine
+from tests.inference.small_engine import ids
+
+
+def run(engine, requests):
+  """Submits each of (prompt, options) two steps after the one before; request -> sample -> tokens."""
+  answers = {}
+  waiting = list(requests)
+  step = 0
+  while waiting or engine.busy:
+    if waiting and step % 2 == 0:
+      prompt, options = waiting.pop(0)
+      answers[engine.submit(prompt, options)] = [[] for _ in range(options.n)]
+    for token in engine.step():
+      answers[token.request][token.sample].append(token)
+    step += 1
+  return list(answers.values())
+
+
+def without_thoughts(logits):
+  """Of an answer in which no thought may be opened."""
+  return np.where(np.isin(np.arange(logits.shape[1]), [small_engine.THINK.open_id, small_engine.THINK.close_id]), -np.inf, logits)
+
+
+def check_empty(engine):
+  stats = engine.stats()
+  assert stats["pages_free"] == stats["pages_total"] and stats["running"] == stats["waiting"] == 0
+
+
+def test_answers_are_the_forward_pass_whoever_is_beside():
+  """Greedy, ragged, with an image, and joining a running batch; log-probabilities are the trainer's."""
+  engine, asked = small_engine.shared_engine(), small_engine.prompts()
+  options = Options(max_tokens=12, top_logprobs=3)
+  answers = [a for (a,) in run(engine, [(p, options) for p in asked])]
+  assert len(set(sum(map(ids, answers), []))) > 5, "an answer that says one thing shows little"
+  for prompt, answer in zip(asked, answers):
+    logits = small_engine.logits(prompt, ids(answer))[:-1]
+    assert ids(answer) == without_thoughts(logits).argmax(-1).tolist()
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose([t.logprob for t in answer], expected[np.arange(12), ids(answer)], atol=1e-4)
+    for token, row in zip(answer, expected):
+      assert [i for i, _ in token.top] == np.argsort(-row)[:3].tolist()
+      np.testing.assert_allclose([x for _, x in token.top], np.sort(row)[::-1][:3], atol=1e-4)
+    assert [t.finish for t in answer] == [None] * 11 + ["length"]
+  check_empty(engine)
+
+
+def test_draws_depend_on_the_seed_alone():
+  """Not on what is beside them, nor on whether pages ran out and a text was read again."""
+  asked = small_engine.prompts()
+  requests = [(p, Options(max_tokens=40, temperature=1.0, seed=i, n=2)) for i, p in enumerate(asked)]
+  engine = small_engine.shared_engine()
+  together = [[ids(s) for s in answer] for answer in run(engine, requests)]
+  alone = [[ids(s) for s in run(engine, [r])[0]] for r in requests]
+  assert together == alone
+  assert together[0][0] != together[0][1]
+  before = engine.stats()["preemptions"]
+  scarce = small_engine.new_engine(pages=12)
+  assert [[ids(s) for s in answer] for answer in run(scarce, requests)] == alone
+  assert scarce.stats()["preemptions"] > 0 and before == engine.stats()["preemptions"]
+  check_empty(engine)
+  check_empty(scarce)
+
+
+def test_behaviour_logprobs_are_of_the_distribution_drawn_from():
+  engine, prompt = small_engine.shared_engine(), small_engine.prompts()[0]
+  (answer,), = run(engine, [(prompt, Options(max_tokens=12, temperature=0.5, top_k=50, seed=3))])
+  logits = without_thoughts(small_engine.logits(prompt, ids(answer))[:-1]) / 0.5
+  kth = np.sort(logits, axis=-1)[:, -50, None]
+  kept = np.where(logits >= kth, logits, -np.inf)
+  expected = kept - np.log(np.exp(kept).sum(-1, keepdims=True))
+  np.testing.assert_allclose([t.behaviour_logprob for t in answer], expected[np.arange(12), ids(answer)], atol=2e-4)
+
+
+def test_samples_share_their_prompt_and_a_known_beginning_is_not_read_again():
+  engine = small_engine.shared_engine()
+  engine.flush()
+  before = engine.stats()
+  change = lambda name: engine.stats()[name] - before[name]
+  long = plain_prompt(np.random.default_rng(0).integers(50, 900, 200), 1)
+  first = run(engine, [(long, Options(max_tokens=3, temperature=1.0, n=4))])
+  assert change("steps") <= 5, "200 tokens are one step's, whatever n is"
+  again = run(engine, [(long, Options(max_tokens=3, temperature=1.0, n=4))])
+  assert [[ids(s) for s in a] for a in again] == [[ids(s) for s in a] for a in first]
+  assert change("prefix_tokens") == 199 // 16 * 16
+  other = plain_prompt([*long.tokens[:100], 5, *long.tokens[101:]], 1)
+  run(engine, [(other, Options(max_tokens=1))])
+  assert change("prefix_tokens") == 199 // 16 * 16 + 96
+  check_empty(engine)
+
+
+def test_an_image_is_encoded_once_for_a_version_of_the_weights():
+  engine = small_engine.shared_engine()
+  engine.flush()
+  before, shown = engine.stats()["tiles_encoded"], small_engine.prompts()[1]
+  options = Options(max_tokens=2, temperature=1.0, n=3)
+  run(engine, [(shown, options), (shown, options)])
+  assert engine.stats()["tiles_encoded"] - before == len(shown.tiles)
+  engine.flush()
+  run(engine, [(shown, options)])
+  assert engine.stats()["tiles_encoded"] - before == 2 * len(shown.tiles)
+
+
+def test_new_weights_are_used_at_once_and_nothing_is_compiled():
+  engine = small_engine.shared_engine()
+  asked = small_engine.prompts()
+  options = Options(max_tokens=10)
+  old = [ids(a) for (a,) in run(engine, [(p, options) for p in asked])]
+  programs = engine.stats()["programs"]
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), small_engine.model_and_params(seed=1)[1])  # of another dtype
+  running = engine.submit(asked[0], options)
+  tokens = engine.step() + engine.step() + engine.step() + engine.step()
+  engine.update_weights(7, params)
+  while engine.busy:
+    tokens += engine.step()
+  assert {t.version for t in tokens if t.request == running} == {0, 7}
+  new = [ids(a) for (a,) in run(engine, [(p, options) for p in asked])]
+  assert new != old and engine.stats()["programs"] == programs
+  narrow = jax.tree.map(lambda x: x.astype(np.float32), params)
+  for prompt, answer in zip(asked, new):
+    assert answer == without_thoughts(small_engine.logits(prompt, answer, narrow)[:-1]).argmax(-1).tolist()
+  with pytest.raises(ValueError, match="has shape"):
+    engine.update_weights(8, jax.tree.map(lambda x: x[..., :1], params))
+  check_empty(engine)
+  engine.update_weights(0, small_engine.model_and_params()[1])
+
+
+def test_a_request_ends_where_it_is_told():
+  engine, prompt = small_engine.shared_engine(), small_engine.prompts()[0]
+  (free,), = run(engine, [(prompt, Options(max_tokens=8))])
+  (stopped,), = run(engine, [(prompt, Options(max_tokens=8, stop_ids=(free[3].token,)))])
+  first = ids(free).index(free[3].token)
+  assert ids(stopped) == ids(free)[: first + 1] and stopped[-1].finish == "stop"
+  (other,), = run(engine, [(prompt, Options(max_tokens=8, banned=tuple(set(ids(free)))))])
+  assert not set(ids(other)) & set(ids(free))
+  stream = engine.stream(prompt, Options(max_tokens=300))
+  next(stream)
+  stream.close()
+  assert not engine.busy
+  cancelled = [engine.submit(p, Options(max_tokens=40, n=3)) for p in small_engine.prompts()]
+  for request in cancelled:
+    engine.step()
+    engine.cancel(request)
+  assert not [t for _ in range(3) for t in engine.step()]
+  check_empty(engine)
+
+
+def test_guesses_change_nothing_but_the_number_of_steps():
+  """A text that repeats itself, so that some guesses come true; greedy, at random, and with a thought cut short."""
+  prompt = plain_prompt([7, 8, 9, 10] * 10, 1)
+  plain, guessing = small_engine.shared_engine(), small_engine.new_engine(drafts=3)
+  for rules in (dict(), dict(temperature=0.5, seed=5), dict(temperature=0.5, seed=6, thinking=True, thinking_token_budget=6)):
+    options = Options(max_tokens=40, repetition_penalty=0.3, **rules)
+    before = plain.stats()["steps"], guessing.stats()["steps"]
+    (expected,), (found,) = run(plain, [(prompt, options)])[0], run(guessing, [(prompt, options)])[0]
+    assert ids(found) == ids(expected)
+    np.testing.assert_allclose([t.logprob for t in found], [t.logprob for t in expected], atol=1e-4)
+    assert [(t.phase, t.forced, t.finish) for t in found] == [(t.phase, t.forced, t.finish) for t in expected]
+    assert guessing.stats()["steps"] - before[1] < plain.stats()["steps"] - before[0]
+  check_empty(guessing)
+
+
+def test_what_cannot_be_answered_is_refused():
+  engine, prompt = small_engine.shared_engine(), small_engine.prompts()[0]
+  with pytest.raises(ValueError, match="exceed the context of 400; shorten"):
+    engine.submit(prompt, Options(max_tokens=399))
+  with pytest.raises(ValueError, match="banned id 99999 is no token"):
+    engine.submit(prompt, Options(banned=(99999,)))
+  with pytest.raises(ValueError, match="the prompt is empty"):
+    engine.submit(plain_prompt([], 1), Options())
+  with pytest.raises(ValueError, match="need .* pages of 3; start the engine with more"):
+    small_engine.new_engine(pages=3).submit(prompt, Options(max_tokens=60))
+  with pytest.raises(ValueError, match="no thinking tokens"):
+    small_engine.new_engine(think=None).submit(prompt, Options(thinking=True))
+  with pytest.raises(ValueError, match="tiles of images are more than the 0 kept"):
+    small_engine.new_engine(tiles=0).submit(small_engine.prompts()[1], Options())
