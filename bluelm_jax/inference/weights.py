@@ -22,8 +22,7 @@ def in_pieces(model, params):
 
   def one(path, x):
     names = [p.key for p in path]
-    if names[-1] not in ("scale", "bias"):  # norms are computed as they are stored
-      x = jnp.asarray(x, decoder.dtype)
+    x = jnp.asarray(x, None if names[-1] in ("scale", "bias") else decoder.dtype)  # norms are computed as they are stored
     if "layers" not in names or decoder.scan_layers:
       return x
     return tuple(x[i] for i in range(x.shape[0]))
