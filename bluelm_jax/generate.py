@@ -36,13 +36,25 @@ def main(argv):
 
   options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, thinking=_THINKING.value, **sampling)
   speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value), slots=1)
-  pieces = speaker.reply(_PROMPT.value, _IMAGE.value, options)
+  pieces = _shown(speaker.reply(_PROMPT.value, _IMAGE.value, options))
   try:
-    for piece in itertools.chain(pieces, ["\n"]):
-      sys.stdout.write(piece)
+    for text in itertools.chain(pieces, ["\n"]):
+      sys.stdout.write(text)
       sys.stdout.flush()
   except BrokenPipeError:  # the reader has had enough, e.g. `| head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shown(pieces):
+  """A thought comes first, dimmed on a terminal, and a blank line before the answer."""
+  dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+  thinking = False
+  for piece in pieces:
+    if piece.phase == "think":
+      yield f"{dim}{piece.text}{plain}"
+    else:
+      yield "\n\n" * thinking + piece.text
+    thinking = piece.phase == "think"
 
 
 if __name__ == "__main__":

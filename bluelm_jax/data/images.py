@@ -22,13 +22,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd me
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # as well
 
 
-def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = None) -> np.ndarray:
+def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = None, most: int = MAX_PIXELS) -> np.ndarray:
   """PNG, JPEG, WebP, ... bytes to uint8 RGB [H, W, 3], turned upright; transparency is laid on white. The array may be read-only.
 
   Args:
     name: of the image in errors.
     enough: a (width, height) into which the image will be fitted, with its aspect kept: a JPEG is decoded at a half, a
       quarter or an eighth of its size, which is quicker, if that is not smaller. (math.inf, n) leaves n pixels a side.
+    most: pixels it may have.
 
   Raises:
     ValueError: not an image, pixels of another kind, or a size outside the limits (checked before any pixel is decoded).
@@ -44,9 +45,8 @@ def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = No
   width, height = image.size
   if min(width, height) < MIN_SIDE:
     raise ValueError(f"{name} is {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed")
-  if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-    raise ValueError(
-        f"{name} is {width}x{height} pixels; scale it to at most {MAX_SIDE} a side and {MAX_PIXELS // 10**6} megapixels")
+  if max(width, height) > MAX_SIDE or width * height > most:
+    raise ValueError(f"{name} is {width}x{height} pixels; scale it to at most {MAX_SIDE} a side and {most / 10**6:g} megapixels")
   if image.mode in ("F", "I"):
     raise ValueError(f"{name} has 32-bit pixels; save it as an 8-bit PNG")
   part = 1

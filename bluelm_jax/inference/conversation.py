@@ -11,6 +11,8 @@ from bluelm_jax.inference.engine import Engine
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
 from bluelm_jax.inference.sampling import Think
+from bluelm_jax.inference.text import Piece
+from bluelm_jax.inference.text import Writer
 from bluelm_jax.interop import hf_config
 from bluelm_jax.interop import load
 from bluelm_jax.models.config import BlueLMConfig
@@ -60,22 +62,15 @@ class Speaker:
     banned = [self.tokenizer.special_id(n) for n in chat_lib.IMAGE_MARKERS if self.tokenizer.has(n)]
     return Engine(self.model, self.params, end_ids=self.tokenizer.end_ids, banned=banned, think=self.think, **self._engine_options)
 
-  def reply(self, prompt: str, image_paths: Sequence[str], options: Options) -> Iterator[str]:
-    """Yields pieces of text as they come."""
+  def reply(self, prompt: str, image_paths: Sequence[str], options: Options) -> Iterator[Piece]:
+    """Yields pieces of thought and answer as they come."""
     shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
     example = self.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], options.thinking)
-    ids: list[int] = []
-    text, written = "", 0
+    writer = Writer(self.tokenizer, options.stop)
     for token in self.engine.stream(example, options):
-      if token.finish == "stop":
-        break
-      ids.append(token.token)
-      text = self.tokenizer.decode(ids)
-      if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
-        yield text[written:]
-        written = len(text)
-    if text[written:]:
-      yield text[written:]
+      yield from writer.add(token)
+      if writer.finish:
+        return
 
   def prompt(self, messages: Sequence[dict], thinking: bool) -> Example:
     """Messages as `ChatFormat` takes them; for a model without chat markers one text."""

@@ -46,7 +46,7 @@ class Weights:
 
   def _cast(self, path, x):
     # Norms are computed as they are stored.
-    return jnp.asarray(x, x.dtype if path[-1].key in ("scale", "bias") else self._decoder.dtype)
+    return jnp.asarray(x, None if path[-1].key in ("scale", "bias") else self._decoder.dtype)
 
   def _in_layers(self, path, x):
     if not self.unrolled or "layers" not in [p.key for p in path]:

@@ -1,0 +1,57 @@
+"""Serves a checkpoint over HTTP: OpenAI's API, token ids, and a page to chat at.
+
+  python -m bluelm_jax.serve --checkpoint=DIR     # then open http://127.0.0.1:8000
+"""
+
+import asyncio
+import dataclasses
+import ipaddress
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from bluelm_jax import door
+from bluelm_jax import process
+from bluelm_jax.inference.server.limits import Limits
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A HuggingFace directory, a converted one, or a workdir.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on. There are no users and no TLS: put a proxy before any but the loopback.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+_NAME = flags.DEFINE_string("name", None, "The model's name for clients; by default the checkpoint's folder's.")
+_ADMIN_TOKEN = flags.DEFINE_string("admin_token", "", "Bearer token of the admin calls, which are refused without one. $BLUELM_ADMIN_TOKEN hides it from ps.")
+_WEIGHTS_ROOT = flags.DEFINE_string("weights_root", "", "Directory below which /admin/update_weights may load; without one it loads nothing.")
+for _field in dataclasses.fields(Limits):
+  _define = flags.DEFINE_integer if isinstance(_field.default, int) else flags.DEFINE_float
+  _define(f"limit_{_field.name}", _field.default, f"See {Limits.__module__}.")
+
+
+def main(argv):
+  del argv
+  limits = Limits(**{f.name: flags.FLAGS[f"limit_{f.name}"].value for f in dataclasses.fields(Limits)})
+  process.keep_memory()
+  process.cache_programs()
+  try:
+    from bluelm_jax.inference.server import run
+  except ModuleNotFoundError as e:
+    raise ValueError(f"serving needs {e.name}; pip install 'bluelm_jax[serve]'") from e
+  from bluelm_jax.inference import conversation
+  from bluelm_jax.inference.server.admin import Admin
+  from bluelm_jax.inference.server.service import Service
+
+  listener = run.listen(_HOST.value, _PORT.value)  # before the weights, which take long
+  speaker = conversation.Speaker(pathlib.Path(_CHECKPOINT.value))
+  service = Service(speaker, _NAME.value or pathlib.Path(_CHECKPOINT.value).resolve().name, limits)
+  admin = Admin(service, speaker.model.config, _ADMIN_TOKEN.value or os.environ.get("BLUELM_ADMIN_TOKEN", ""), _WEIGHTS_ROOT.value)
+  host, port = listener.getsockname()[:2]
+  print(f"serving {service.name} at http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+  asyncio.run(run.Server(service, admin, _loopback(host)).run_until_told([listener]))
+
+
+def _loopback(host: str) -> bool:
+  return ipaddress.ip_address(host).is_loopback
+
+
+if __name__ == "__main__":
+  door.run(main, required=("checkpoint",))
