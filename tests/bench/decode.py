@@ -3,7 +3,6 @@
   python -m tests.bench.decode [rounds]     # prints markdown tables
 """
 
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -22,56 +21,66 @@ from tests.bench import machine
 CONFIG = dict(
     vocab_size=32_000, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, head_dim=64, intermediate_size=1536,
     max_position_embeddings=2048, tie_word_embeddings=True)
-NEW = 64  # tokens of every answer
-BATCHES = (1, 8, 32)
+BATCHES = {1: 8, 8: 64, 32: 96}  # how many at once: requests in all
 
 
-def ragged(count: int, rng) -> list[np.ndarray]:
-  return [rng.integers(1, 32_000, n) for n in rng.integers(16, 257, count)]
+def ragged(count: int, rng) -> list[tuple[np.ndarray, int]]:
+  """(prompt of 16 to 256 tokens, tokens of its answer: a median of 48, at most 384)."""
+  lengths = np.clip(rng.lognormal(np.log(48), 1.0, count), 4, 384).astype(int).tolist()
+  return [(rng.integers(1, 32_000, n), new) for n, new in zip(rng.integers(16, 257, count), lengths)]
 
 
-def ours(engine: Engine, prompts, options: Options) -> float:
-  """Seconds from all prompts at once to the last token; nothing is known before."""
+def ours(engine: Engine, requests, batch: int, **options) -> float:
+  """Seconds until all are answered, at most `batch` of them in the engine at a time; nothing is known before."""
   engine.flush()
-  start = time.perf_counter()
-  answers = engine.generate([plain_prompt(p) for p in prompts], options)
-  took = time.perf_counter() - start
-  assert all(len(sample) == options.max_tokens for answer in answers for sample in answer)
-  return took
+  start, waiting, inside, said = time.perf_counter(), list(requests), 0, 0
+  while waiting or inside:
+    while waiting and inside < batch:
+      prompt, new = waiting.pop(0)
+      engine.submit(plain_prompt(prompt), Options(max_tokens=new, stop_ids=(), **options))
+      inside += options.get("n", 1)
+    for token in engine.step():
+      said += 1
+      inside -= token.finish is not None
+  assert said == sum(new for _, new in requests) * options.get("n", 1)
+  return time.perf_counter() - start
 
 
-def theirs(model, prompts) -> float:
-  longest = max(map(len, prompts))
-  ids, mask = np.zeros((2, len(prompts), longest), np.int64)
-  for i, p in enumerate(prompts):
-    ids[i, longest - len(p) :], mask[i, longest - len(p) :] = p, 1
+def theirs(model, requests, batch: int) -> float:
+  """The same in batches in the same order; a batch ends with its longest answer."""
   start = time.perf_counter()
-  with torch.no_grad():
-    out = model.generate(
-        torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW, pad_token_id=0)
-  took = time.perf_counter() - start
-  assert out.shape[1] == longest + NEW
-  return took
+  for at in range(0, len(requests), batch):
+    part = requests[at : at + batch]
+    longest, new = (max(x) for x in zip(*((len(p), n) for p, n in part)))
+    ids, mask = np.zeros((2, len(part), longest), np.int64)
+    for i, (p, _) in enumerate(part):
+      ids[i, longest - len(p) :], mask[i, longest - len(p) :] = p, 1
+    with torch.no_grad():
+      out = model.generate(
+          torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0)
+    assert out.shape[1] == longest + new
+  return time.perf_counter() - start
 
 
 def throughput(engine, model, rounds: int):
-  print(f"\n| prompts of 16 to 256 tokens, {NEW} new ones each | engine, tokens/s | transformers {transformers.__version__}, tokens/s | ratio |\n|---|---|---|---|")
-  for batch in BATCHES:
-    prompts, times = ragged(batch, np.random.default_rng(batch)), []
-    for _ in range(rounds + 1):  # the first compiles
-      times.append((ours(engine, prompts, Options(max_tokens=NEW, stop_ids=())), theirs(model, prompts)))
-    mine, other = (statistics.median(t) for t in zip(*times[1:]))
-    ratio = statistics.median(b / a for a, b in times[1:])
-    print(f"| {batch} | {batch * NEW / mine:,.0f} | {batch * NEW / other:,.0f} | {ratio:.2f} |", flush=True)
+  print(f"\n| at once | requests | engine, tokens/s | transformers {transformers.__version__}, tokens/s | ratio |\n|---|---|---|---|---|")
+  for batch, count in BATCHES.items():
+    requests, times = ragged(count, np.random.default_rng(batch)), []
+    ours(engine, requests, batch)  # compiles
+    for _ in range(rounds):
+      times.append((ours(engine, requests, batch), theirs(model, requests, batch)))
+    mine, other = (statistics.median(t) for t in zip(*times))
+    said = sum(new for _, new in requests)
+    print(f"| {batch} | {count} | {said / mine:,.0f} | {said / other:,.0f} | {statistics.median(b / a for a, b in times):.2f} |", flush=True)
 
 
 def sharing(engine, rounds: int):
   """Sixteen samples of one prompt, and of sixteen that differ in their first token."""
   rng, times = np.random.default_rng(0), []
-  long, options = rng.integers(1, 32_000, 1536), Options(max_tokens=16, temperature=1.0, stop_ids=())
-  apart = [np.concatenate([[i + 1], long[1:]]) for i in range(16)]
-  for _ in range(rounds + 1):
-    times.append((ours(engine, [long], dataclasses.replace(options, n=16)), ours(engine, apart, options)))
+  long = rng.integers(1, 32_000, 1536)
+  apart = [(np.concatenate([[i + 1], long[1:]]), 16) for i in range(16)]
+  for _ in range(rounds + 1):  # the first compiles
+    times.append((ours(engine, [(long, 16)], 16, temperature=1.0, n=16), ours(engine, apart, 16, temperature=1.0)))
   shared, alone = (statistics.median(t) for t in zip(*times[1:]))
   print(f"\n16 samples of 16 tokens of one prompt of 1,536: {shared:.2f} s; of 16 prompts that share no page: {alone:.2f} s; ratio {alone / shared:.1f}", flush=True)
 
@@ -80,13 +89,14 @@ def latency(engine, rate: float, seconds: float = 20.0):
   """Requests arrive at random, `rate` a second: milliseconds to the first token, and between tokens."""
   rng = np.random.default_rng(int(10 * rate))
   arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-  prompts = ragged(len(arrivals), rng)
+  requests = ragged(len(arrivals), rng)
   came, last, first, between = {}, {}, [], []
   start, at = time.perf_counter(), 0
   while at < len(arrivals) or engine.busy:
     now = time.perf_counter() - start
     while at < len(arrivals) and arrivals[at] <= now:
-      came[engine.submit(plain_prompt(prompts[at]), Options(max_tokens=NEW, stop_ids=()))] = arrivals[at]
+      prompt, new = requests[at]
+      came[engine.submit(plain_prompt(prompt), Options(max_tokens=new, stop_ids=()))] = arrivals[at]
       at += 1
     tokens = engine.step() if engine.busy else time.sleep(0.001) or []
     now = time.perf_counter() - start
@@ -94,10 +104,10 @@ def latency(engine, rate: float, seconds: float = 20.0):
       (between if t.request in last else first).append(now - last.get(t.request, came[t.request]))
       last[t.request] = now
   percent = lambda x: " / ".join(f"{1000 * np.percentile(x, p):,.0f}" for p in (50, 99))
-  print(f"| {rate:g} | {percent(first)} | {percent(between)} | {len(arrivals) * NEW / now:,.0f} |", flush=True)
+  print(f"| {rate:g} | {percent(first)} | {percent(between)} | {sum(new for _, new in requests) / now:,.0f} |", flush=True)
 
 
-def main(rounds: int = 5):
+def main(rounds: int = 3):
   torch.manual_seed(0)
   model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**CONFIG)).eval()
   with tempfile.TemporaryDirectory() as directory:
