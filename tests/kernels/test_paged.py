@@ -151,6 +151,10 @@ def test_what_is_refused():
       api.attention(*arrays, tables, positions, **options)
   with pytest.raises(ValueError, match=r"tables \(1, 2\) and positions \(2, 1\) do not fit 2 rows of 1 queries"):
     api.attention(q, k, v, tables[:1], positions)
+  big, lines = jax.ShapeDtypeStruct((2**20, 2, 16, 128), jnp.int8), jax.ShapeDtypeStruct((2**20, 2, 16), jnp.float32)
+  with pytest.raises(ValueError, match="cannot be addressed; make them fewer than"):
+    run = lambda pages, lines: api.attention(q, pages, pages, tables, positions, k_scale=lines, v_scale=lines, implementation="pallas_triton")
+    jax.eval_shape(run, big, lines)
   with pytest.raises(ValueError, match="too many for pallas_tpu; use larger pages or fewer rows"):
     api.attention(q, k, v, jnp.zeros((2, 10**5), jnp.int32), positions, implementation="pallas_tpu")
 
