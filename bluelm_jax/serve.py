@@ -35,8 +35,7 @@ for _field in dataclasses.fields(Limits):
 def main(argv):
   del argv
   limits = Limits(**{f.name: flags.FLAGS[f"limit_{f.name}"].value for f in dataclasses.fields(Limits)})
-  process.keep_memory()
-  process.cache_programs()
+  process.cache_programs()  # without process.keep_memory: bodies and images of all sizes would leave holes in a heap that keeps them
   try:
     from bluelm_jax.inference.server import run
   except ModuleNotFoundError as e:

@@ -209,15 +209,16 @@ async def storm(pid: int, port: int, minutes: float, clients: int) -> list[str]:
   print(f"{sum(counts.values())} requests of {clients} clients in {seconds:.0f} s, {last['generation_tokens_total'] / seconds:.0f} tokens/s")
   for kind in sorted({k for k, _ in counts}):
     print(f"  {kind}: " + ", ".join(f"{n} {outcome}" for (k, outcome), n in sorted(counts.items()) if k == kind), flush=True)
-  times, sizes, files = np.array([look for look in looks if look[0] > seconds / 2 and look[1]]).T
-  rise = 60 * np.polyfit(times, sizes, 1)[0]
-  print(f"memory {looks[0][1]:.0f} MiB at first, {sizes[-1]:.0f} at the end, {rise:+.2f} a minute in the second half")
-  print(f"{files.min():.0f} to {files.max():.0f} open files in it")
+  times, sizes, files = np.array([look for look in looks if look[1]]).T
+  kept = times > max(seconds / 2, soak.WARM)  # caches, programs and the heap fill before
+  rise = 60 * np.polyfit(times[kept], sizes[kept], 1)[0] if seconds > 3 * soak.WARM else None
+  slope = "too short a run for its slope" if rise is None else f"{rise:+.2f} a minute in the second half"
+  print(f"memory {sizes[0]:.0f} MiB at first, {sizes[-1]:.0f} at the end, {slope}; {files.min():.0f} to {files.max():.0f} open files")
   print("at the end " + ", ".join(f"{name} {value:g}" for name, value in last.items() if name.startswith(("engine_", "requests_in"))))
   left = sum(last[name] for name in ("requests_in_flight", "engine_running", "engine_waiting"))
   if left or last["engine_pages_free"] != last["engine_pages_total"]:
     faults.append("requests or pages are left over")
-  if rise > RISE:
+  if rise is not None and rise > RISE:
     faults.append(f"memory rises by {rise:.2f} MiB a minute, over {RISE:g}")
   if not any(outcome == "200" for _, outcome in counts):
     faults.append("nothing was answered")
