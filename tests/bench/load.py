@@ -35,7 +35,8 @@ RISE = 2.0  # MiB a minute of the second half that still count as flat
 EVERY = 2.0  # seconds between two looks
 LEAVES = 0.15  # of the clients, in the middle of whatever they asked
 CHAT = "/v1/chat/completions"
-HI = [{"role": "system", "content": "A prefix that many share, of several pages. " * 2}, {"role": "user", "content": "Point to the button. 指出按钮。"}]
+SHARED = {"role": "system", "content": "A prefix that many share, of several pages. " * 2}
+HI = [SHARED, {"role": "user", "content": "Point to the button. 指出按钮。"}]
 
 
 class Request(NamedTuple):
@@ -49,18 +50,25 @@ class Request(NamedTuple):
   method: str = "POST"
 
 
+def png(pixels: np.ndarray) -> bytes:
+  return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+BOMB = png(np.zeros((6000, 6000), np.uint8))  # few bytes, too many pixels
+
+
 def ask(rng: np.random.Generator) -> Request:
   """A request at random: half of them proper."""
   if rng.random() < 0.5:
     return proper(rng)
-  picture = cv2.imencode(".png", rng.integers(0, 255, (60, 40, 3), np.uint8))[1].tobytes()
+  picture = png(rng.integers(0, 255, (60, 40, 3), np.uint8))
   bad = {
-      "torn": (json.dumps({"messages": HI}).encode()[: int(rng.integers(1, 20))], 400), "bytes": (rng.bytes(200), 400), "deep": (b"[" * 50_000, 400),
-      "no object": (b"[]", 400), "unknown": ({"messages": HI, "warmth": 1}, 400), "kind": ({"messages": HI, "temperature": "hot"}, 400),
-      "long": ({"messages": [{"role": "user", "content": "好" * 3000}]}, 400), "large": (b" " * (BODY_BYTES + 1), 413), "model": ({"messages": HI, "model": "x"}, 404),
+      "torn": (json.dumps({"messages": HI}).encode()[: int(rng.integers(1, 20))], 400),
+      "bytes": (rng.bytes(200), 400), "deep": (b"[" * 50_000, 400), "no object": (b"[]", 400), "large": (b" " * (BODY_BYTES + 1), 413),
+      "unknown": ({"messages": HI, "warmth": 1}, 400), "kind": ({"messages": HI, "temperature": "hot"}, 400),
+      "long": ({"messages": [{"role": "user", "content": "好" * 3000}]}, 400), "model": ({"messages": HI, "model": "x"}, 404),
       "no image": ({"messages": shown(rng.bytes(100))}, 400), "torn image": ({"messages": shown(picture[: len(picture) // 2])}, 400),
-      "bomb": ({"messages": shown(cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes())}, 400) if rng.random() < 0.1 else (b"", 400),
-      "remote": ({"messages": shown(None)}, 400), "tools": ({"messages": HI, "tools": [{}]}, 400)}
+      "bomb": ({"messages": shown(BOMB)}, 400), "remote": ({"messages": shown(None)}, 400), "tools": ({"messages": HI, "tools": [{}]}, 400)}
   kind = list(bad)[rng.integers(len(bad))]
   body, status = bad[kind]
   if rng.random() < 0.1:
@@ -69,7 +77,8 @@ def ask(rng: np.random.Generator) -> Request:
 
 
 def proper(rng) -> Request:
-  said = dict(max_tokens=int(rng.integers(4, 40)), seed=int(rng.integers(2**32)), temperature=float(rng.choice([0.0, 1.0])), stream=bool(rng.random() < 0.5))
+  said = dict(max_tokens=int(rng.integers(4, 40)), seed=int(rng.integers(2**32)), stream=bool(rng.random() < 0.5))
+  said["temperature"] = float(rng.choice([0.0, 1.0]))
   kind = ("chat", "thought", "image", "text", "ids", "health", "figures")[rng.integers(7)]
   path, body = CHAT, {"messages": HI, "n": int(rng.integers(1, 4)), **said}
   if kind == "thought":
@@ -116,8 +125,8 @@ class Client:
     reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
     leaves = self._rng.random() < LEAVES
     try:
-      head = f"{request.method} {request.path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{request.headers}Content-Length: {len(request.body)}\r\n\r\n"
-      data = head.encode() + request.body
+      head = f"{request.method} {request.path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{request.headers}"
+      data = f"{head}Content-Length: {len(request.body)}\r\n\r\n".encode() + request.body
       if leaves and self._rng.random() < 0.3:  # before all is said
         writer.write(data[: int(self._rng.integers(len(data)))])
         await writer.drain()
@@ -167,9 +176,11 @@ def whole(request: Request, head: bytes, body: bytes) -> bool:
     *tokens, last = map(json.loads, body.splitlines())
     return "usage" in last and sum(t["finish"] is not None for t in tokens) == samples
   if asked["stream"]:
-    return body.endswith(b"data: [DONE]\n\n") and b'"error"' not in body and len(re.findall(rb'"finish_reason":"(?:stop|length)"', body)) == samples
+    ends = len(re.findall(rb'"finish_reason":"(?:stop|length)"', body))
+    return body.endswith(b"data: [DONE]\n\n") and b'"error"' not in body and ends == samples
   found = json.loads(body)
-  return [c.get("finish_reason", c.get("finish")) in ("stop", "length") for c in found.get("choices", found.get("samples"))] == [True] * samples
+  ends = [c.get("finish_reason", c.get("finish")) for c in found.get("choices", found.get("samples"))]
+  return len(ends) == samples and set(ends) <= {"stop", "length"}
 
 
 async def figures(port: int) -> dict[str, float]:
@@ -197,14 +208,17 @@ async def storm(pid: int, port: int, minutes: float, clients: int) -> list[str]:
     await asyncio.sleep(0.1)
   print(f"{sum(counts.values())} requests of {clients} clients in {seconds:.0f} s, {last['generation_tokens_total'] / seconds:.0f} tokens/s")
   for kind in sorted({k for k, _ in counts}):
-    print(f"  {kind}: " + ", ".join(f"{n} {outcome}" for (k, outcome), n in sorted(counts.items()) if k == kind))
-  times, sizes, files = np.array([look for look in looks if look[0] > seconds / 2 and look[1]]).T
-  rise = 60 * np.polyfit(times, sizes, 1)[0]
-  print(f"memory {looks[0][1]:.0f} MiB after {looks[0][0]:.0f} s, {sizes[-1]:.0f} at the end, {rise:+.2f} a minute in the second half; {files.min():.0f} to {files.max():.0f} open files")
-  print("at the end " + ", ".join(f"{k.removeprefix('engine_')} {v:g}" for k, v in last.items() if k.startswith("engine_") or k == "requests_in_flight"))
-  if last["requests_in_flight"] or last["engine_running"] or last["engine_waiting"] or last["engine_pages_free"] != last["engine_pages_total"]:
+    print(f"  {kind}: " + ", ".join(f"{n} {outcome}" for (k, outcome), n in sorted(counts.items()) if k == kind), flush=True)
+  times, sizes, files = np.array([look for look in looks if look[1]]).T
+  kept = times > max(seconds / 2, soak.WARM)  # caches, programs and the heap fill before
+  rise = 60 * np.polyfit(times[kept], sizes[kept], 1)[0] if seconds > 3 * soak.WARM else None
+  slope = "too short a run for its slope" if rise is None else f"{rise:+.2f} a minute in the second half"
+  print(f"memory {sizes[0]:.0f} MiB at first, {sizes[-1]:.0f} at the end, {slope}; {files.min():.0f} to {files.max():.0f} open files")
+  print("at the end " + ", ".join(f"{name} {value:g}" for name, value in last.items() if name.startswith(("engine_", "requests_in"))))
+  left = sum(last[name] for name in ("requests_in_flight", "engine_running", "engine_waiting"))
+  if left or last["engine_pages_free"] != last["engine_pages_total"]:
     faults.append("requests or pages are left over")
-  if rise > RISE:
+  if rise is not None and rise > RISE:
     faults.append(f"memory rises by {rise:.2f} MiB a minute, over {RISE:g}")
   if not any(outcome == "200" for _, outcome in counts):
     faults.append("nothing was answered")
@@ -215,7 +229,8 @@ def main(minutes: float, clients: int) -> None:
   print(f"{machine.line()}; {minutes:g} minutes, {clients} clients", flush=True)
   with tempfile.TemporaryDirectory() as folder:
     checkpoint.write(pathlib.Path(folder) / "random")
-    command = [sys.executable, "-m", "bluelm_jax.serve", f"--checkpoint={folder}/random", "--port=0", f"--limit_body_bytes={BODY_BYTES}", f"--limit_requests={PLACES}"]
+    command = [sys.executable, "-m", "bluelm_jax.serve", f"--checkpoint={folder}/random", "--port=0"]
+    command += [f"--limit_body_bytes={BODY_BYTES}", f"--limit_requests={PLACES}"]
     with open(f"{folder}/log", "w+") as log:
       server = subprocess.Popen(command, cwd=machine.ROOT, stderr=log, env={**os.environ, "JAX_PLATFORMS": "cpu"})
       try:

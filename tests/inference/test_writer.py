@@ -32,7 +32,8 @@ def test_thought_and_answer_apart_without_their_marks():
   tokens = [token(i, "think") for i in [THINK, *thought, CLOSE]] + [token(i) for i in answer] + [token(END, finish="stop")]
   pieces, writer = written(tokens)
   assert (joined(pieces, "think"), joined(pieces, "answer"), writer.finish) == ("想想 b", "答案: (500,060) 🙂", "stop")
-  assert [p.phase for p in pieces] == sorted((p.phase for p in pieces), reverse=True) and not any("\ufffd" in p.text or not p.text for p in pieces)
+  assert [p.phase for p in pieces] == sorted((p.phase for p in pieces), reverse=True)
+  assert not any("\ufffd" in p.text or not p.text for p in pieces)
 
 
 def test_an_unfinished_character_is_told_at_the_end():
@@ -59,7 +60,8 @@ def test_garbage_is_told_before_it_ends():
 
 
 @pytest.mark.parametrize("stop,expected", [
-    (["lo w"], "Hel"), (["世界"], "Hello w "), (["nowhere", "w 世"], "Hello "), (["Hello w 世界!!"], "Hello w 世界! aab"), (["o", "llo"], "He"), (["aab"], "Hello w 世界! "), ([], "Hello w 世界! aab")])
+    (["lo w"], "Hel"), (["世界"], "Hello w "), (["nowhere", "w 世"], "Hello "), (["Hello w 世界!!"], "Hello w 世界! aab"), (["o", "llo"], "He"),
+    (["aab"], "Hello w 世界! "), ([], "Hello w 世界! aab")])
 def test_stop_texts_cut_across_tokens(stop, expected):
   ids = TOKENIZER.encode("Hello w 世界! aab")
   pieces, writer = written([token(i) for i in ids] + [token(END, finish="stop")], stop)

@@ -24,7 +24,9 @@ from bluelm_jax.inference.server.service import Service
 
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 # The page's own script and style lie inside it; it reaches nothing but this server.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -74,7 +76,9 @@ class _Public:
   async def health(self, request) -> JSONResponse:
     service, worker = self._service, self._service.worker
     status = "failed" if worker.failure else "draining" if service.draining else "paused" if worker.paused else "ok"
-    found = {"status": status, "version": worker.version, "in_flight": service.in_flight, **({"failure": worker.failure} if worker.failure else {})}
+    found = {"status": status, "version": worker.version, "in_flight": service.in_flight}
+    if worker.failure:
+      found["failure"] = worker.failure
     return JSONResponse(found, 503 if status in ("failed", "draining") else 200)
 
   async def metrics(self, request) -> Response:

@@ -42,7 +42,8 @@ def sampling(fields: bodies.Fields) -> dict:
 def unsupported(fields: bodies.Fields) -> None:
   """Parameters of OpenAI's API that only one value can be honoured of. `user` is a name, and asks for nothing."""
   fields.take("user", str)
-  fields.only(frequency_penalty=(0,), presence_penalty=(0,), logit_bias=({},), service_tier=("auto", "default"), store=(False,), metadata=({},))
+  fields.only(
+      frequency_penalty=(0,), presence_penalty=(0,), logit_bias=({},), service_tier=("auto", "default"), store=(False,), metadata=({},))
 
 
 def streaming(fields: bodies.Fields) -> dict:

@@ -110,4 +110,5 @@ class Reply:
     return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage.object()}
 
   def _chunk(self, i: int, delta: dict) -> dict:
-    return {**self._head, "object": "chat.completion.chunk", "choices": [{"index": i, "delta": delta, "finish_reason": None, "logprobs": None}]}
+    choice = {"index": i, "delta": delta, "finish_reason": None, "logprobs": None}
+    return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}

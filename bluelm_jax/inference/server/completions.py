@@ -80,9 +80,8 @@ class Reply:
     return [{**self._head, "choices": [], "usage": self.usage.object()}] if self._asked.usage else []
 
   def whole(self) -> dict:
-    asked = self._asked.logprobs is not None
-    choices = [
-        _choice(i, found, w.finish, lp.whole if asked else None) for i, (found, w, lp) in enumerate(zip(self._texts, self._writers, self._logprobs))]
+    asked, rows = self._asked.logprobs is not None, zip(self._texts, self._writers, self._logprobs)
+    choices = [_choice(i, new, writer.finish, lp.whole if asked else None) for i, (new, writer, lp) in enumerate(rows)]
     return {**self._head, "choices": choices, "usage": self.usage.object()}
 
 

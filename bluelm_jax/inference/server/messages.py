@@ -70,7 +70,8 @@ class _Reader:
   def _text(self, text: str) -> str:
     self._characters += len(text)
     if self._characters > self._limits.text_characters:
-      raise Refusal(400, f"the messages have over {self._limits.text_characters} characters; shorten them", "messages", "context_length_exceeded")
+      most = self._limits.text_characters
+      raise Refusal(400, f"the messages have over {most} characters; shorten them", "messages", "context_length_exceeded")
     return bodies.whole(text, "messages")
 
   def _image(self, fields):

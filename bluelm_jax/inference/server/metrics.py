@@ -1,5 +1,7 @@
 """What /metrics tells Prometheus."""
 
+import functools
+
 import prometheus_client as prometheus
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -12,11 +14,13 @@ class Metrics:
 
   def __init__(self):
     self._registry = registry = prometheus.CollectorRegistry()
-    self.requests = prometheus.Counter("bluelm_requests", "Requests by path and HTTP status; 499 where the client left.", ["path", "status"], registry=registry)
-    self.tokens_in = prometheus.Counter("bluelm_prompt_tokens", "Tokens of prompts.", registry=registry)
-    self.tokens_out = prometheus.Counter("bluelm_generation_tokens", "Tokens generated.", registry=registry)
-    self.first = prometheus.Histogram("bluelm_time_to_first_token_seconds", "From a request's last byte.", buckets=_FIRST, registry=registry)
-    self.between = prometheus.Histogram("bluelm_time_between_tokens_seconds", "Of one sample.", buckets=_BETWEEN, registry=registry)
+    count = functools.partial(prometheus.Counter, registry=registry)
+    times = functools.partial(prometheus.Histogram, registry=registry)
+    self.requests = count("bluelm_requests", "Requests by path and HTTP status; 499 where the client left.", ["path", "status"])
+    self.tokens_in = count("bluelm_prompt_tokens", "Tokens of prompts.")
+    self.tokens_out = count("bluelm_generation_tokens", "Tokens generated.")
+    self.first = times("bluelm_time_to_first_token_seconds", "From a request's last byte.", buckets=_FIRST)
+    self.between = times("bluelm_time_between_tokens_seconds", "Of one sample.", buckets=_BETWEEN)
     self.in_flight = prometheus.Gauge("bluelm_requests_in_flight", "Accepted and not yet ended.", registry=registry)
     self.type = prometheus.CONTENT_TYPE_LATEST
 

@@ -9,7 +9,9 @@ from bluelm_jax.inference.server.errors import Refusal
 from bluelm_jax.inference.server.logprobs import finite
 from bluelm_jax.inference.server.usage import Usage
 
-_LISTS = {"ids": "token", "logprobs": "logprob", "behaviour_logprobs": "behaviour_logprob", "phases": "phase", "forced": "forced", "versions": "version"}
+_LISTS = {
+    "ids": "token", "logprobs": "logprob", "behaviour_logprobs": "behaviour_logprob",
+    "phases": "phase", "forced": "forced", "versions": "version"}
 
 
 def read(fields: bodies.Fields, service) -> Asked:

@@ -76,4 +76,5 @@ class Engine:
 def speaker():
   config, tokenizer = presets.miniature(), Tokenizer()
   chat = ChatFormat(tokenizer, config.anyres, config.tokens_per_tile)
-  return types.SimpleNamespace(tokenizer=tokenizer, chat=chat, engine=Engine(tokenizer), think=(), prompt=chat.prompt, model=types.SimpleNamespace(config=config))
+  model = types.SimpleNamespace(config=config)
+  return types.SimpleNamespace(model=model, tokenizer=tokenizer, chat=chat, engine=Engine(tokenizer), think=(), prompt=chat.prompt)

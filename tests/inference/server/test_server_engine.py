@@ -87,8 +87,8 @@ def test_a_budget_bounds_the_thought(server):
 def test_an_image_is_seen(server):
   pixels = np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8)
   pictures = [cv2.imencode(".png", p)[1].tobytes() for p in (pixels, pixels // 4, pixels)]
-  ask = lambda data: server.post(CHAT, {"messages": shown(uri(data)), "temperature": 0, "max_tokens": 1, "logprobs": True})[1]["choices"][0]["logprobs"]["content"][0]["logprob"]
-  one, other, again = map(ask, pictures)
+  asked = [{"messages": shown(uri(data)), "temperature": 0, "max_tokens": 1, "logprobs": True} for data in pictures]
+  one, other, again = (server.post(CHAT, body)[1]["choices"][0]["logprobs"]["content"][0]["logprob"] for body in asked)
   assert one == pytest.approx(again, abs=1e-4) and abs(one - other) > 1e-3
 
 
@@ -105,7 +105,8 @@ def test_many_at_once(server):
 
 def test_a_client_that_leaves_frees_its_pages(server):
   connection = http.client.HTTPConnection("127.0.0.1", server.port)
-  connection.request("POST", CHAT, json.dumps({"messages": HI, "stream": True, "max_tokens": 500, "n": 4}), {"Content-Type": "application/json"})
+  body = json.dumps({"messages": HI, "stream": True, "max_tokens": 500, "n": 4})
+  connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
   response = connection.getresponse()
   response.read(300)
   made = server.service.worker.stats["steps"]
@@ -118,7 +119,8 @@ def test_a_client_that_leaves_frees_its_pages(server):
 def test_other_weights(server, folder):
   before = ids(server)[0]
   assert set(before["versions"]) == {0}
-  for name, status, words in (("wider", 400, "another model"), ("none", 400, "no checkpoint"), ("..", 403, "outside"), ("/etc", 403, "outside"), ("first/model.json", 400, "no checkpoint")):
+  bad = [("wider", 400, "another model"), ("none", 400, "no checkpoint"), ("first/model.json", 400, "no checkpoint"), ("..", 403, "outside"), ("/etc", 403, "outside")]
+  for name, status, words in bad:
     found = server.admin("update_weights", {"checkpoint": name})
     assert found[0] == status and words in found[1]["error"]["message"]
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -141,7 +143,8 @@ def test_a_port_in_use(server):
 
 
 def test_a_process_answers_and_drains(folder):
-  command = [sys.executable, "-m", "bluelm_jax.serve", f"--checkpoint={folder / 'first'}", "--port=0", "--name=mine", "--limit_new_tokens=100"]
+  command = [sys.executable, "-m", "bluelm_jax.serve", f"--checkpoint={folder / 'first'}", "--port=0", "--name=mine"]
+  command += ["--limit_new_tokens=60", "--wrap_up=So:", "--slots=4", "--kv_dtype=int8"]
   process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
   try:
     port = int(re.fullmatch(r"serving mine at http://127.0.0.1:(\d+)\n", process.stderr.readline())[1])

@@ -23,8 +23,11 @@ except ValueError as e:
 SCREEN = cv2.imencode(".png", np.full((120, 60, 3), 90, np.uint8))[1].tobytes()
 FILE = "const file = new File([new Uint8Array(bytes)], 'a.png', {type: 'image/png'}), data = new DataTransfer(); data.items.add(file);"
 DROP = "(bytes) => {" + FILE + "document.body.dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: data}));}"
-PASTE = "(bytes) => {" + FILE + "document.getElementById('text').dispatchEvent(new ClipboardEvent('paste', {bubbles: true, clipboardData: data}));}"
-BOX = "(e) => { const r = e.getBoundingClientRect(), i = e.parentNode.querySelector('img').getBoundingClientRect(); return [r.left - i.left, r.top - i.top, r.width, r.height].map((v, k) => v / (k % 2 ? i.height : i.width)); }"
+PASTE = "(bytes) => {" + FILE + "document.body.dispatchEvent(new ClipboardEvent('paste', {bubbles: true, clipboardData: data}));}"
+BOX = """(e) => {
+  const r = e.getBoundingClientRect(), i = e.parentNode.querySelector('img').getBoundingClientRect();
+  return [(r.left - i.left) / i.width, (r.top - i.top) / i.height, r.width / i.width, r.height / i.height];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +89,14 @@ def test_a_chat_about_a_screenshot(opened):
   assert page.locator(".user .said").inner_text() == "Point to <b>it</b>."
   assert page.locator(".assistant .said").inner_text() == fake.ANSWER
   details = page.locator(".assistant details")
-  assert details.get_attribute("open") is None and details.locator("summary").inner_text() == "Thought" and details.locator("div").text_content() == fake.THOUGHT
+  assert details.get_attribute("open") is None and details.locator("summary").inner_text() == "Thought"
+  assert details.locator("div").text_content() == fake.THOUGHT
   left, top, width, height = page.locator(".point").evaluate(BOX)
   assert (left + width / 2, top + height / 2) == pytest.approx((0.5, 0.06), abs=0.005)
   assert page.locator(".box").evaluate(BOX) == pytest.approx([0.1, 0.2, 0.2, 0.2], abs=0.005)
   assert "(500,060) (100,200)(300,400)" in page.locator(".assistant img").get_attribute("alt")
-  assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 23)"
+  assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+  assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 23)"
   slider.fill("0")
   again = say(page, "And now?")
   assert again["thinking"] is False and "thinking_token_budget" not in again
@@ -127,6 +132,7 @@ def test_stopping_and_faults(opened, server):
 def test_in_chinese(opened):
   page = opened(locale="zh-CN")
   assert page.evaluate("document.documentElement.lang") == "zh-CN"
-  assert [page.get_by_role("button", name=n).count() for n in ("发送", "图片", "新对话")] == [1, 1, 1] and page.get_by_role("slider", name="思考").count() == 1
-  named = "[...document.querySelectorAll('button, input:not([hidden]), textarea, ul, main')].every((e) => e.textContent.trim() || e.ariaLabel || e.labels?.length)"
-  assert page.evaluate(named)
+  assert [page.get_by_role("button", name=n).count() for n in ("发送", "图片", "新对话")] == [1, 1, 1]
+  assert page.get_by_role("slider", name="思考").count() == 1
+  controls = "[...document.querySelectorAll('button, input:not([hidden]), textarea, ul, main')]"
+  assert page.evaluate(controls + ".every((e) => e.textContent.trim() || e.ariaLabel || e.labels?.length)")
