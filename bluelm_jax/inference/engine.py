@@ -148,7 +148,13 @@ class Engine:
       self.cancel(request)
 
   def generate(self, prompts: Sequence[Example], options: Options) -> list[list[list[Token]]]:
-    """The answers to many prompts: [prompt][sample] -> its tokens, the end token included."""
+    """The answers to many prompts: [prompt][sample] -> its tokens, the end token included.
+
+    Raises:
+      ValueError: a prompt that cannot be answered, or other requests in the engine, whose tokens would be lost.
+    """
+    if self.busy:
+      raise ValueError("the engine is answering others; submit and step by hand")
     requests = {self.submit(prompt, options): i for i, prompt in enumerate(prompts)}
     answers = [[[] for _ in range(options.n)] for _ in prompts]
     while self.busy:

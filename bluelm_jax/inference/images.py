@@ -34,7 +34,7 @@ class ImagePool:
     self._tokens_per_tile = model.config.tokens_per_tile
     D = model.config.decoder.embed_dim
     self.visual_XD = jnp.zeros((capacity * self._tokens_per_tile, D), model.config.decoder.dtype, device=rules.replicated(mesh) if mesh else None)
-    self._encode = jax.jit(functools.partial(_encode, model), donate_argnames="visual_XD")
+    self._encode, self._mesh = jax.jit(functools.partial(_encode, model), donate_argnames="visual_XD"), mesh
     self.flush()
     self.encoded = 0
 
@@ -43,9 +43,10 @@ class ImagePool:
     self._place_of: collections.OrderedDict[bytes, int] = collections.OrderedDict()
     self._holders: collections.Counter[bytes] = collections.Counter()
     self._free = list(range(self.capacity))
+    self._unseen: list[tuple[np.ndarray, int, int]] = []  # tile, its place in its image, its place here
 
-  def hold(self, params, tiles: dict[bytes, tuple[np.ndarray, int]]) -> dict[bytes, int] | None:
-    """The places of tiles, now encoded and held; None where there is no room for them now.
+  def hold(self, tiles: dict[bytes, tuple[np.ndarray, int]]) -> dict[bytes, int] | None:
+    """The places of tiles, now held, and encoded by the next `encode`; None where there is no room for them now.
 
     Args:
       tiles: digest -> (uint8 [H, W, 3], its place in its image).
@@ -61,7 +62,7 @@ class ImagePool:
     for digest in tiles:
       self._place_of.move_to_end(digest)
       self._holders[digest] += 1
-    self._write(params, [tiles[d] for d in missing], [self._place_of[d] for d in missing])
+    self._unseen += [(*tiles[d], self._place_of[d]) for d in missing]
     return {d: self._place_of[d] for d in tiles}
 
   def release(self, tiles: Sequence[bytes]) -> None:
@@ -69,22 +70,22 @@ class ImagePool:
       self._holders[digest] -= 1
       assert self._holders[digest] >= 0
 
-  def _write(self, params, tiles, places) -> None:
-    self.encoded += len(tiles)
-    while tiles:
-      size = next((b for b in _BATCHES if b >= len(tiles)), _BATCHES[-1])
-      count = min(size, len(tiles))
-      pixels = np.zeros((size, *tiles[0][0].shape), np.uint8)
+  def encode(self, params) -> None:
+    """Encodes the tiles held since the last time, those of many prompts together."""
+    self.encoded += len(self._unseen)
+    while self._unseen:
+      size = next((b for b in _BATCHES if b >= len(self._unseen)), _BATCHES[-1])
+      batch, self._unseen = self._unseen[:size], self._unseen[size:]
+      pixels = np.zeros((size, *batch[0][0].shape), np.uint8)
       of_image, into = np.zeros(size, np.int32), np.full(size, self.capacity, np.int32)  # padding goes nowhere
-      for i in range(count):
-        pixels[i], of_image[i] = tiles[i]
-        into[i] = places[i]
-      self.visual_XD = self._encode(params, self.visual_XD, pixels, of_image, into)
-      tiles, places = tiles[count:], places[count:]
+      for i, (tile, place, slot) in enumerate(batch):
+        pixels[i], of_image[i], into[i] = tile, place, slot
+      with rules.within(self._mesh):
+        self.visual_XD = self._encode(params, self.visual_XD, pixels, of_image, into)
 
 
 def _encode(model, params, visual_XD, pixels_THWC, tile_places_T, into_T):
   tokens = model.apply({"params": weights.whole(params)}, pixels_THWC[None], tile_places_T[None], method="encode_tiles")[0]
   N = tokens.shape[0] // pixels_THWC.shape[0]
   places = into_T[:, None] * N + jnp.arange(N)
-  return visual_XD.at[places.reshape(-1)].set(tokens.astype(visual_XD.dtype), mode="drop")
+  return rules.constrain(visual_XD.at[places.reshape(-1)].set(tokens.astype(visual_XD.dtype), mode="drop"), None, None)

@@ -4,7 +4,6 @@ Shapes: S decoding rows of Q tokens, C prefilling rows of ROW tokens, M pages of
 V vocabulary, D width.
 """
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class Programs:
 
   def _run(self, program, key, *args):
     if (program, key) not in self.compiled:
-      with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+      with rules.within(self.mesh):
         self.compiled[program, key] = program.lower(*args).compile()
     return self.compiled[program, key](*args)
 

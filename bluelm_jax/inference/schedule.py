@@ -144,7 +144,9 @@ class Scheduler:
     drawing, copies, entering = self._drawing(), [], []
     for sample in drawing:
       self._make_room(sample, copies)
-    self._begin_reading(params)
+    self._begin_reading()
+    if self.images:
+      self.images.encode(params)
     while self.ready and self._free_slots and self._pages_wanted(self.ready[0]) <= self.pool.free:
       sample = self.ready.popleft()
       self._make_room(sample, copies)
@@ -211,7 +213,7 @@ class Scheduler:
       sample.pages[page] = own
     sample.pages += self.pool.take(self._last_place(sample) // self.pool.size + 1 - len(sample.pages))
 
-  def _begin_reading(self, params) -> None:
+  def _begin_reading(self) -> None:
     """Starts on waiting prompts, in order, while their pages, tiles and slots are there."""
     while self.waiting and len(self.running) + len(self.ready) + len(self.reading) < self.slots:
       prefill = self.waiting[0]
@@ -223,7 +225,7 @@ class Scheduler:
         self.pool.release(found)
         return
       prefill.pages, prefill.read, prefill.version = [*found, *pages], len(found) * self.pool.size, self.version
-      if not self._hold_tiles(prefill, params):
+      if not self._hold_tiles(prefill):
         self._let_go(prefill)
         return
       self.waiting.popleft()
@@ -233,13 +235,13 @@ class Scheduler:
       else:
         self.reading.append(prefill)
 
-  def _hold_tiles(self, prefill, params) -> bool:
+  def _hold_tiles(self, prefill) -> bool:
     unread = prefill.vision_index[prefill.read :]
     tiles = np.unique(unread[unread >= 0] // self.tokens_per_tile)
     prompt, digests = prefill.request.prompt, prefill.request.digests
     if not len(tiles):
       return True
-    places = self.images.hold(params, {digests[i]: (prompt.tiles[i], int(prompt.tile_places[i])) for i in tiles})
+    places = self.images.hold({digests[i]: (prompt.tiles[i], int(prompt.tile_places[i])) for i in tiles})
     prefill.places = places or {}
     return places is not None
 

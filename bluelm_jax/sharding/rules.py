@@ -1,5 +1,6 @@
 """Mesh axes and the one table from logical axis names to them."""
 
+import contextlib
 import functools
 import math
 
@@ -148,6 +149,11 @@ def param_shardings(mesh: Mesh, boxed_params, pieces: bool = True):
 
   is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
   return jax.tree_util.tree_map_with_path(one, boxed_params, shapes, is_leaf=is_box)
+
+
+def within(mesh: Mesh | None):
+  """A context with this mesh, or with none."""
+  return jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -102,13 +102,23 @@ def test_samples_share_their_prompt_and_a_known_beginning_is_not_read_again():
   check_empty(engine)
 
 
-def test_an_image_is_encoded_once_for_a_version_of_the_weights():
+def test_an_image_is_encoded_once_for_a_version_of_the_weights(monkeypatch):
   engine = small_engine.shared_engine()
   engine.flush()
   before, shown = engine.stats()["tiles_encoded"], small_engine.prompts()[1]
   options = Options(max_tokens=2, temperature=1.0, n=3)
   run(engine, [(shown, options), (shown, options)])
   assert engine.stats()["tiles_encoded"] - before == len(shown.tiles)
+  other = shown._replace(tiles=255 - shown.tiles)
+  calls, encode = [], engine._images._encode
+  monkeypatch.setattr(engine._images, "_encode", lambda *args: calls.append(args[2].shape[0]) or encode(*args))
+  for prompt in (shown, other, shown._replace(tiles=shown.tiles // 2)):
+    engine.submit(prompt, options)
+  while engine.busy:
+    engine.step()
+  assert calls == [4], "the tiles of two prompts go together, one's are known"
+  monkeypatch.undo()
+  before += 2 * len(shown.tiles)
   engine.flush()
   run(engine, [(shown, options)])
   assert engine.stats()["tiles_encoded"] - before == 2 * len(shown.tiles)
@@ -207,6 +217,10 @@ def test_tensor_ranks_say_what_one_device_says():
   for answer, other in zip(sum(found, []), sum(expected, [])):
     assert ids(answer) == ids(other)
     np.testing.assert_allclose([t.logprob for t in answer], [t.logprob for t in other], atol=1e-4)
+  trained = jax.device_put(small_engine.model_and_params()[1], rules.replicated(rules.make_mesh({"fsdp": 8})))  # another mesh's
+  engine.update_weights(1, trained)
+  again = run(engine, requests)
+  assert [ids(s) for a in again for s in a] == [ids(s) for a in expected for s in a]
 
 
 @pytest.mark.parametrize("bits,group,most", [(8, None, 0.05), (4, 32, 0.5)])
