@@ -36,6 +36,10 @@ def table(results) -> str:
   for c in results.comparisons:
     lines.append(
         f"{c.figure:<32}{c.stage:<16}{c.control:<16}{c.value:>8.3f}{c.control_value:>9.3f}   {c.value - c.control_value:+.3f} [{c.low:+.3f}, {c.high:+.3f}] ({c.better} is better)")
+  if results.budget_points:
+    lines += ["", f"{'thinking budget, tokens':<26}{'right':>8}   95 % interval    tokens of thought   cut short      n"]
+  for p in results.budget_points:
+    lines.append(f"{p.budget:<26}{p.value:>8.3f}   [{p.low:.3f}, {p.high:.3f}]   {p.thought:>17.1f}   {p.cut:>9.1%}   {p.n:>4}")
   return "\n".join(lines)
 
 
@@ -45,14 +49,14 @@ def write(results, stage_directories: dict[str, pathlib.Path], output: pathlib.P
   values = {
       "figures": [dataclasses.asdict(f) for f in results.figures],
       "claims": [{**dataclasses.asdict(c), "holds": c.holds} for c in results.claims], "dialogues": results.dialogues,
-      "comparisons": [dataclasses.asdict(c) for c in results.comparisons]}
+      "comparisons": [dataclasses.asdict(c) for c in results.comparisons], "budgets": [dataclasses.asdict(p) for p in results.budget_points]}
   _put(output / "report.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
   _put(output / "grounding.png", cv2.imencode(".png", picture(results.points))[1].tobytes())
   parts = [
       "<!doctype html><meta charset=utf-8><title>bluelm_jax report</title>", f"<style>{_STYLE}</style><h1>bluelm_jax: what this run learned</h1>",
       "<h2>Held-out figures</h2>", _figures(results), "<h2>Abilities against their controls</h2>",
       "<p>Shown means: better than the control at p &lt; 0.001 on at least 300 held-out items. Held-out screens come from page layouts never seen in training.</p>",
-      _claims(results), _comparisons(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
+      _claims(results), _budgets(results.budget_points), _comparisons(results), "<h2>Loss</h2><div class=curves>", *(_curve(name, records) for name, records in curves.items()),
       "</div><h2>Wall time</h2>", _goodput(stage_directories),
       "<h2>Held-out screens</h2><p>Green box: the named element; dot: where the model points (green inside, red outside).</p>",
       *map(_screen, results.points[:18]), "<h2>Dialogues</h2>", *map(_dialogue, results.dialogues)]
@@ -90,6 +94,25 @@ def _comparisons(results):
         f"<td class='n {clear}'>{c.value - c.control_value:+.3f} [{c.low:+.3f}, {c.high:+.3f}]<td>{c.better}<td class=n>{c.n}")
   heads = "<th>figure<th>stage<th>control<th>stage<th>control<th>difference<th>better<th>items"
   return f"<h2>Stages against each other</h2><p>Differences with 95 % intervals, coloured where zero lies outside.</p><table><tr>{heads}{rows}</table>"
+
+
+def _budgets(points) -> str:
+  """Accuracy against the budget with its interval, and the thought that was used of it."""
+  if not points:
+    return ""
+  x = lambda p: 40 + 400 * p.budget / max(points[-1].budget, 1)
+  y = lambda share: 170 - 150 * share
+  bars = "".join(f'<line x1="{x(p):.1f}" x2="{x(p):.1f}" y1="{y(p.low):.1f}" y2="{y(p.high):.1f}" stroke="#9bbcff" stroke-width="5"/>' for p in points)
+  line = " ".join(f"{x(p):.1f},{y(p.value):.1f}" for p in points)
+  marks = "".join(
+      f'<circle cx="{x(p):.1f}" cy="{y(p.value):.1f}" r="4" fill="#1769ff"><title>{p.value:.1%} right, {p.thought:.1f} tokens of thought, {p.cut:.1%} cut short</title></circle>'
+      f'<text x="{x(p):.1f}" y="186" font-size="11" text-anchor="middle">{p.budget}</text>' for p in points)
+  scale = "".join(f'<text x="34" y="{y(s) + 4:.1f}" font-size="11" text-anchor="end">{s:.0%}</text><line x1="40" x2="440" y1="{y(s):.1f}" y2="{y(s):.1f}" stroke="#ddd"/>' for s in (0, 0.5, 1))
+  rows = "".join(f"<tr><td class=n>{p.budget}<td class=n>{p.value:.3f}<td class=n>[{p.low:.3f}, {p.high:.3f}]<td class=n>{p.thought:.1f}<td class=n>{p.cut:.1%}<td class=n>{p.n}" for p in points)
+  return (
+      "<h2>Thinking within a budget</h2><p>Right answers to held-out reasoning questions when a thought is closed at so many tokens.</p>"
+      f'<svg width="460" height="200">{scale}{bars}<polyline points="{line}" fill="none" stroke="#1769ff" stroke-width="1.5"/>{marks}</svg>'
+      f"<table><tr><th>budget<th>right<th>95 % interval<th>tokens of thought<th>cut short<th>items{rows}</table>")
 
 
 def _curve(name: str, records: list[dict]) -> str:

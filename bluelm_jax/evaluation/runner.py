@@ -8,6 +8,7 @@ import numpy as np
 
 from bluelm_jax.data import sources
 from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.evaluation import budgets
 from bluelm_jax.evaluation import grounding
 from bluelm_jax.evaluation import stages
 from bluelm_jax.evaluation import statistics
@@ -16,6 +17,7 @@ from bluelm_jax.inference.conversation import Speaker
 
 P_MAX = 0.001
 MIN_ITEMS = 300
+_BUDGET_ITEMS = 200  # at each budget, of the reasoning items
 _FEWEST = {"grounding_items": 1, "reasoning_items": len(reasoning.LENGTHS), "screen_items": 1}  # one of each task
 _MOST = 10_000
 _KEYS = ("before", "after", "text", "screens", *_FEWEST, "seed", "comparisons")
@@ -55,6 +57,7 @@ class Results:
   points: list[dict] = dataclasses.field(default_factory=list)  # for the gallery
   dialogues: list[dict] = dataclasses.field(default_factory=list)
   comparisons: list[stages.Comparison] = dataclasses.field(default_factory=list)
+  budget_points: list[budgets.Point] = dataclasses.field(default_factory=list)
 
 
 def check(config, order) -> None:
@@ -84,7 +87,7 @@ def evaluate(config, directories: dict[str, pathlib.Path]) -> Results:
   """
   results = Results()
   for name, stage in (("before images", config.before), ("after all stages", config.after)):
-    speaker = Speaker(directories[stage])
+    speaker = Speaker(directories[stage], slots=64)
     for language, sums in text.bits_per_byte(speaker.model, speaker.params, speaker.chat, config.text).items():
       _bits(results, f"bits per byte, {language}, {name}", sums)
     _say("text", results.figures[-2:])
@@ -92,6 +95,7 @@ def evaluate(config, directories: dict[str, pathlib.Path]) -> Results:
   _grounding(results, parts, config)
   _reasoning(results, parts, config)
   _screens(results, parts, config)
+  results.budget_points = budgets.curve(*parts, text.problems(config.reasoning_items, config.seed)[:_BUDGET_ITEMS])
   results.comparisons += stages.compare(config, directories)
   return results
 

@@ -55,7 +55,7 @@ def compare(config, directories: dict[str, pathlib.Path]) -> list[Comparison]:
   for kind, names in wanted.items():
     measured = {}
     for name in names:
-      measured[name] = _MEASURES[kind](Speaker(directories[name]), config)
+      measured[name] = _MEASURES[kind](Speaker(directories[name], slots=64), config)
       print(f"measured {kind} of {name}", file=sys.stderr, flush=True)
     for _, stage, control in (c for c in config.comparisons if c[0] == kind):
       found += _DIFFERENCES[kind](stage, control, measured[stage], measured[control])

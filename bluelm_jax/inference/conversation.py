@@ -64,13 +64,31 @@ class Speaker:
 
   def reply(self, prompt: str, image_paths: Sequence[str], options: Options) -> Iterator[Piece]:
     """Yields pieces of thought and answer as they come."""
-    shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
-    example = self.prompt([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], options.thinking)
+    return self.answer([user_turn(prompt, image_paths)], options)
+
+  def answer(self, messages: Sequence[dict], options: Options) -> Iterator[Piece]:
+    """The same, to a conversation as `prompt` takes it."""
     writer = Writer(self.tokenizer, options.stop)
-    for token in self.engine.stream(example, options):
+    for token in self.engine.stream(self.prompt(messages, options.thinking), options):
       yield from writer.add(token)
       if writer.finish:
         return
+
+  def answers(self, conversations: Sequence[tuple[Sequence[dict], Options]]) -> list[dict]:
+    """For each conversation {"thought", "answer", "finish"}, all in one batch; n = 1."""
+    requests, written = {}, [("", "", "") for _ in conversations]
+    for i, (messages, options) in enumerate(conversations):
+      requests[self.engine.submit(self.prompt(messages, options.thinking), options)] = i, Writer(self.tokenizer, options.stop)
+    while self.engine.busy:
+      for token in self.engine.step():
+        i, writer = requests[token.request]
+        for piece in writer.add(token):
+          thought, answer, _ = written[i]
+          written[i] = (thought + piece.text, answer, "") if piece.phase == "think" else (thought, answer + piece.text, "")
+        if writer.finish:
+          written[i] = *written[i][:2], writer.finish
+          self.engine.cancel(token.request)  # where a stop text ended it
+    return [dict(zip(("thought", "answer", "finish"), found)) for found in written]
 
   def prompt(self, messages: Sequence[dict], thinking: bool) -> Example:
     """Messages as `ChatFormat` takes them; for a model without chat markers one text."""
@@ -84,3 +102,9 @@ class Speaker:
     if not self.tokenizer.encode(text):
       raise ValueError("the prompt is empty; give some text")
     return plain_prompt(self.tokenizer.encode(text, add_special_tokens=True))
+
+
+def user_turn(text: str, image_paths: Sequence[str]) -> dict:
+  """A message that shows images and then says a text."""
+  shown = [{"type": "image", "image": images.read(p)} for p in image_paths]
+  return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}

@@ -23,6 +23,7 @@ from bluelm_jax.models.decoder import empty_pages
 from bluelm_jax.sharding import rules
 
 _ADMITTED = 8  # samples put into slots by one call
+_TEMPLATE_END = 4  # last tokens of a prompt, among which a chat template may begin a thought
 
 
 class Engine:
@@ -68,7 +69,8 @@ class Engine:
     self._images = images.ImagePool(self.model, tiles, mesh) if multimodal else None
     self.params = self._weights.kept(params)
     self._scheduler = Scheduler(
-        self._pool, slots, max(1, prefill_tokens // programs.ROW), drafts, config.tokens_per_tile if multimodal else 1, self._images)
+        self._pool, slots, max(2, prefill_tokens // programs.ROW), drafts, -(-self.max_context // page_size),
+        config.tokens_per_tile if multimodal else 1, self._images)
     masked = np.zeros(self._decoder.vocab_size, bool)
     masked[list(banned)] = True
     self._programs = programs.Programs(self.model, masked, think, mesh)
@@ -182,7 +184,8 @@ class Engine:
   def _first_state(self, prompt, options) -> sampling.State:
     phase = sampling.BEFORE if options.thinking else sampling.ANSWERING
     if self._think is not None:
-      last = [i for i in prompt.tokens.tolist() if i in (self._think.open_id, self._think.close_id)][-1:]
+      end = prompt.tokens[-_TEMPLATE_END:].tolist()  # what a user wrote lies before it
+      last = [i for i in end if i in (self._think.open_id, self._think.close_id)][-1:]
       if last == [self._think.open_id]:  # the chat template has begun the thought
         phase = sampling.THINKING
     return sampling.State(*map(np.int32, (prompt.tokens[-1], phase, 0, -1, options.max_tokens)))

@@ -17,7 +17,8 @@ from bluelm_jax.inference.pages import page_keys
 from bluelm_jax.inference.programs import ROW
 from bluelm_jax.inference.request import Request
 
-_FEW_ROWS, _DECODES, _PAGES = 2, 8, 8  # sizes grow by four from these, so that few programs are compiled
+# Few sizes, so that few programs are compiled; a table's empty places cost nothing but their transfer.
+_FEW_ROWS, _DECODES, _PAGES = 2, (1, 8, 64, 256, 1024), (32, 512, 8192)
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,9 +89,9 @@ class Scheduler:
     waiting, reading, ready, running: where a request passes, in this order.
   """
 
-  def __init__(self, pool: PagePool, slots: int, prefill_rows: int, drafts: int, tokens_per_tile: int, images=None):
+  def __init__(self, pool: PagePool, slots: int, prefill_rows: int, drafts: int, most_pages: int, tokens_per_tile: int, images=None):
     self.pool, self.slots, self.prefill_rows, self.drafts = pool, slots, prefill_rows, drafts
-    self.tokens_per_tile, self.images = tokens_per_tile, images
+    self.most_pages, self.tokens_per_tile, self.images = most_pages, tokens_per_tile, images
     self.waiting: collections.deque[Prefill] = collections.deque()
     self.reading: list[Prefill] = []
     self.ready: collections.deque[Sample] = collections.deque()
@@ -285,8 +286,8 @@ class Scheduler:
     pages = max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows])
     prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= len(rows))
     # With prefills there is one number of decodes only: programs are few.
-    decodes = self.slots if rows else min(_bucket(len(drawing), _DECODES), self.slots)
-    shape = programs.Shape(decodes, self.drafts, prefills, _bucket(max(pages, 2), _PAGES))
+    decodes = self.slots if rows else _bucket(len(drawing), _DECODES, self.slots)
+    shape = programs.Shape(decodes, self.drafts, prefills, _bucket(pages, _PAGES, self.most_pages))
     batch = programs.Batch.empty(shape, self.slots)
     for i, sample in enumerate(drawing):
       batch.slots_S[i], batch.positions_S[i] = sample.slot, sample.read
@@ -304,10 +305,6 @@ class Scheduler:
     return np.where(index >= 0, np.array(place) * N + index % N, -1)
 
 
-def _bucket(n: int, least: int) -> int:
-  """1 or `least` times a power of four, whichever first is at least n."""
-  if n <= 1:
-    return 1
-  while least < n:
-    least *= 4
-  return least
+def _bucket(n: int, sizes, most: int) -> int:
+  """The first of the sizes that is at least n, but not above `most`."""
+  return min(next((size for size in sizes if size >= n), most), most)

@@ -65,7 +65,8 @@ def test_triton_compiles_in_float32(mesh):
     (2, 5, 2, 96, 64, 20, jnp.float16, True), (2, 1, 8, 64, 128, 20, jnp.float32, False)])
 def test_paged_kernels_compile(R, Q, K, D, P, M, dtype, int8, mesh):
   struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P()))
-  pages, scale = struct((R * M, K, P, D), jnp.int8 if int8 else dtype), struct((R * M, K, P), jnp.float32) if int8 else None
+  X = 5 * 2**21 // P  # some beyond what 32 bits address
+  pages, scale = struct((X, K, P, D), jnp.int8 if int8 else dtype), struct((X, K, P), jnp.float32) if int8 else None
   args = struct((R, Q, 4 * K, D), dtype), pages, pages, struct((R, M), jnp.int32), struct((R, Q), jnp.int32)
   run = lambda args, k_scale, v_scale: paged.attention(*args, k_scale=k_scale, v_scale=v_scale)
   with jax.set_mesh(mesh):

@@ -12,6 +12,7 @@ from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tasks import reasoning
 from bluelm_jax.data.tasks import screens
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.evaluation import budgets
 from bluelm_jax.evaluation import grounding
 from bluelm_jax.evaluation import report
 from bluelm_jax.evaluation import runner
@@ -94,7 +95,7 @@ def test_stages_are_compared_item_by_item(monkeypatch, tmp_path):
   answers = {"a": easy.astype(float), "b": (easy & (np.arange(400) % 4 > 0)).astype(float)}
   sizes = np.stack([rng.uniform(100, 900, 60), np.full(60, 100.0)], 1)
   texts = {"a": {"en": sizes - [5, 0]}, "b": {"en": sizes}}
-  monkeypatch.setattr(stages, "Speaker", lambda name: measured.append(name) or name)
+  monkeypatch.setattr(stages, "Speaker", lambda name, slots: measured.append(name) or name)
   monkeypatch.setitem(stages._MEASURES, "reasoning", lambda name, config: answers[name])
   monkeypatch.setitem(stages._MEASURES, "text", lambda name, config: texts[name])
   config = ml_collections.ConfigDict({"comparisons": (("text", "a", "b"), ("reasoning", "a", "b"), ("reasoning", "b", "a"))})
@@ -106,6 +107,9 @@ def test_stages_are_compared_item_by_item(monkeypatch, tmp_path):
   results = runner.Results(comparisons=[bits, gain, loss])
   shown = report.table(results)
   assert "bits per byte, en" in shown and "-0.050 [-0.050, -0.050] (lower is better)" in shown
+  results.budget_points = [budgets.Point(0, 0.2, 0.15, 0.25, 0.0, 1.0, 200), budgets.Point(32, 0.7, 0.64, 0.75, 25.3, 0.33, 200)]
+  assert "32                           0.700   [0.640, 0.750]                25.3       33.0%    200" in report.table(results)
+  assert report._budgets(results.budget_points).count("<circle") == 2 and report._budgets([]) == ""
   cells = report._comparisons(results)
   assert cells.count("class='n ok'") == 2 and cells.count("class='n no'") == 1
 

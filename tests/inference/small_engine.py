@@ -55,20 +55,19 @@ def prompts():
 
 
 @functools.cache
-def _forward():
-  model = model_and_params()[0]
+def _forward(model):
   return jax.jit(lambda params, tokens, segment_ids, images: model.apply({"params": params}, tokens, segment_ids=segment_ids, **images))
 
 
-def logits(prompt, answer, params=None) -> np.ndarray:
-  """float32 [len(answer) + 1, V], of a whole forward pass: before each token of the answer and after it."""
+def logits(prompt, answer, params=None, model=None) -> np.ndarray:
+  """[len(answer) + 1, V], of the trainer's forward pass over the whole text: before each token of the answer and after it."""
   length = len(prompt.tokens)
   tokens, index = np.zeros((1, SLOTS), np.int32), np.full((1, SLOTS), -1, np.int32)
   end = length + len(answer)
   tokens[0, :length], tokens[0, length:end], index[0, :length] = prompt.tokens, answer, prompt.vision_index
   images = {"tiles": prompt.tiles[None], "vision_index": index, "tile_places": prompt.tile_places[None]} if len(prompt.tiles) else {}
   segment_ids = (np.arange(SLOTS) < end).astype(np.int32)[None]
-  return np.asarray(_forward()(model_and_params()[1] if params is None else params, tokens, segment_ids, images))[0, length - 1 : end]
+  return np.asarray(_forward(model or model_and_params()[0])(model_and_params()[1] if params is None else params, tokens, segment_ids, images))[0, length - 1 : end]
 
 
 def ids(answer) -> list[int]:

@@ -4,6 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.evaluation import budgets
+from bluelm_jax.evaluation import text
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
 from bluelm_jax.models import quantized
@@ -168,6 +171,14 @@ def test_guesses_change_nothing_but_the_number_of_steps():
     assert [(t.phase, t.forced, t.finish) for t in found] == [(t.phase, t.forced, t.finish) for t in expected]
     assert guessing.stats()["steps"] - before[1] < plain.stats()["steps"] - before[0]
   check_empty(guessing)
+
+
+def test_a_curve_of_budgets_counts_what_was_thought(monkeypatch):
+  """By templates that begin the thought: a random model closes none, so all of a budget is used."""
+  monkeypatch.setattr(ChatFormat, "prompt", lambda self, messages, thinking: plain_prompt([7, 8, small_engine.THINK.open_id]))
+  points = budgets.curve(small_engine.shared_engine(), small_engine.chat(), small_engine.TOKENIZER, text.problems(4, 0), (1, 6))
+  assert [(p.budget, p.thought, p.cut, p.n) for p in points] == [(1, 1.0, 1.0, 4), (6, 6.0, 1.0, 4)]
+  check_empty(small_engine.shared_engine())
 
 
 def test_what_cannot_be_answered_is_refused():

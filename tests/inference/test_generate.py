@@ -140,7 +140,11 @@ def test_door_refuses_what_it_cannot_do(huggingface, tmp_path):
       ((f"--checkpoint={directory}", "--prompt=x", "--image=/no/such.png"), "/no/such.png"),
       ((f"--checkpoint={directory}", "--prompt=x", "--top_k=0"), "--top_k has no effect at temperature 0"),
       ((f"--checkpoint={directory}", "--prompt=x", "--temperature=1", "--seed=99999999999999999999"), "seed 99999999999999999999 is out of range"),
-      ((f"--checkpoint={directory}",), "prompt")]
+      ((f"--checkpoint={directory}", "--prompt=x", "--draw=x.png"), "--draw needs a --prompt and an --image"),
+      ((f"--checkpoint={directory}", "--prompt=x", "--prompts=x.jsonl"), "leave --prompt and --image out"),
+      ((f"--checkpoint={directory}", "--prompt=x", "--thinking_token_budget=3"), "thinking_token_budget 3 needs thinking"),
+      ((f"--checkpoint={directory}", "--prompt=x", "--bits=3"), "8 or 4 bits, not 3"),
+      (("--prompt=x",), "checkpoint")]
   for flags, words in cases:
     out = door(*flags)
     stderr = out.stderr.decode()

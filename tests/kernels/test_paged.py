@@ -3,6 +3,8 @@
 Shapes as in kernels/paged/api.py.
 """
 
+import functools
+
 import jax
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import ragged_paged_attention as jax_own
@@ -91,7 +93,10 @@ def test_tpu_copies_have_no_races(monkeypatch, small_blocks):
 
   monkeypatch.setattr(pallas_tpu, "interpret", pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait", uninitialized_memory="nan"))
   for int8 in (False, True):
-    compare("pallas_tpu", *inputs(np.random.default_rng(int8), R=4, Q=2, K=2, G=2, P=32, M=5, D=64, int8=int8), 1e-5, 0.1)
+    monkeypatch.setattr(pallas_tpu, "_cores", lambda kv_heads: 1 + int8)
+    (*arrays, positions), scales = inputs(np.random.default_rng(int8), R=4, Q=2, K=2, G=2, P=32, M=3, D=64, int8=int8)
+    positions = positions.at[0].set(jnp.array([3, 4]))  # the first block of all is copied in part
+    compare("pallas_tpu", (*arrays, positions), scales, 1e-5, 0.1)
     assert interpret_pallas_call.races is not None and not interpret_pallas_call.races.races_found
 
 
@@ -100,10 +105,11 @@ def test_equals_jax_own_reference(small_blocks):
   lengths, counts = np.array([40, 5, 64]), np.array([5, 5, 1])  # the last row decodes
   positions = np.array([[n - c + i if i < c else -1 for i in range(5)] for n, c in zip(lengths, counts)])
   pages = jnp.stack([k, v], 2).reshape(k.shape[0], 4, *k.shape[2:]).swapaxes(1, 2)  # heads of keys and values in turn
-  expected = jax_own.kernel.ref_ragged_paged_attention(
-      q[positions >= 0], pages, jnp.asarray(lengths, jnp.int32), tables, jnp.asarray([0, *counts.cumsum()], jnp.int32), jnp.array([3], jnp.int32), sm_scale=0.2)
+  numbers = lengths.astype(np.int32), np.asarray(tables), np.array([0, *counts.cumsum()], np.int32), np.array([3], np.int32)
+  expected = jax.jit(lambda q, pages: jax_own.kernel.ref_ragged_paged_attention(q, pages, *numbers, sm_scale=0.2))(q[positions >= 0], pages)
   for implementation in IMPLEMENTATIONS:
-    out = api.attention(q, k, v, tables, jnp.asarray(positions, jnp.int32), scale=0.2, implementation=implementation)
+    run = jax.jit(functools.partial(api.attention, scale=0.2, implementation=implementation))
+    out = run(q, k, v, tables, jnp.asarray(positions, jnp.int32))
     np.testing.assert_allclose(out[positions >= 0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -151,6 +157,10 @@ def test_what_is_refused():
       api.attention(*arrays, tables, positions, **options)
   with pytest.raises(ValueError, match=r"tables \(1, 2\) and positions \(2, 1\) do not fit 2 rows of 1 queries"):
     api.attention(q, k, v, tables[:1], positions)
+  big, lines = jax.ShapeDtypeStruct((2**20, 2, 16, 128), jnp.int8), jax.ShapeDtypeStruct((2**20, 2, 16), jnp.float32)
+  with pytest.raises(ValueError, match="cannot be addressed; make them fewer than"):
+    run = lambda pages, lines: api.attention(q, pages, pages, tables, positions, k_scale=lines, v_scale=lines, implementation="pallas_triton")
+    jax.eval_shape(run, big, lines)
   with pytest.raises(ValueError, match="too many for pallas_tpu; use larger pages or fewer rows"):
     api.attention(q, k, v, jnp.zeros((2, 10**5), jnp.int32), positions, implementation="pallas_tpu")
 

@@ -83,8 +83,13 @@ def _coordinate(value: float, steps: int) -> str:
 
 def parse_point(reply: str) -> tuple[float, float] | None:
   """The point of a reply in 0..1: "(x,y)", or the centre of "(left,top)(right,bottom)"; None if it has neither."""
-  found = [(int(x) / 1000, int(y) / 1000) for x, y in re.findall(r"\((\d{1,4}),(\d{1,4})\)", reply)[:2]]
+  found = parse_places(reply)
   return tuple(np.mean(found, axis=0)) if found else None
+
+
+def parse_places(reply: str) -> list[tuple[float, float]]:
+  """A reply's point, or its box's two corners, in 0..1; [] if it has neither."""
+  return [(int(x) / 1000, int(y) / 1000) for x, y in re.findall(r"\((\d{1,4}),(\d{1,4})\)", reply)[:2]]
 
 
 def targets(elements: list[dict], language: str) -> list[tuple[str, dict]]:

@@ -130,18 +130,18 @@ class _Call:
 
 def _forward_kernel(known, q_ref, k_ref, v_ref, out_ref, lse_ref, *, x, scale):
   q_start = pl.program_id(0) * x.sizes.q
-  q_qd = _tile(q_ref, q_start, x.Q, x.D)
+  q_qd = tile(q_ref, q_start, x.Q, x.D)
 
   def step(j, _, masked, carry):
     top, total, out = carry
     at = pl.ds(j * x.sizes.k, x.sizes.k)
-    s = dot(q_qd, _tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), 1) * (scale * _LOG2E)
+    s = dot(q_qd, tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, j * x.sizes.k), s, -jnp.inf)
     new_top = jnp.maximum(top, jnp.max(s, axis=1))
     p = jnp.exp2(s - new_top[:, None])
     shrink = jnp.exp2(top - new_top)
-    v_sv = _tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
+    v_sv = tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
     return new_top, total * shrink + jnp.sum(p, axis=1), out * shrink[:, None] + dot(p.astype(v_sv.dtype), v_sv, 0)
 
   rows = x.sizes.q
@@ -149,18 +149,18 @@ def _forward_kernel(known, q_ref, k_ref, v_ref, out_ref, lse_ref, *, x, scale):
   top, total, out = _walk(known, x.J, 1, step, start)
   some = top > _FAR
   safe = jnp.where(some, total, 1.0)
-  _put(out_ref, jnp.where(some[:, None], out / safe[:, None], 0.0), q_start, x.Q, x.V)
-  _put(lse_ref, jnp.where(some, (top + jnp.log2(safe)) / _LOG2E, -jnp.inf), q_start, x.Q)
+  put(out_ref, jnp.where(some[:, None], out / safe[:, None], 0.0), q_start, x.Q, x.V)
+  put(lse_ref, jnp.where(some, (top + jnp.log2(safe)) / _LOG2E, -jnp.inf), q_start, x.Q)
 
 
 def _dq_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dq_ref, *, x, scale):
   q_start = pl.program_id(0) * x.sizes.q
-  q_qd, d_out_qv = _tile(q_ref, q_start, x.Q, x.D), _tile(d_out_ref, q_start, x.Q, x.V)
-  lse, delta = _tile(lse_ref, q_start, x.Q) * _LOG2E, _tile(delta_ref, q_start, x.Q)
+  q_qd, d_out_qv = tile(q_ref, q_start, x.Q, x.D), tile(d_out_ref, q_start, x.Q, x.V)
+  lse, delta = tile(lse_ref, q_start, x.Q) * _LOG2E, tile(delta_ref, q_start, x.Q)
 
   def step(j, _, masked, dq):
     at = pl.ds(j * x.sizes.k, x.sizes.k)
-    k_sd, v_sv = _tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), _tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
+    k_sd, v_sv = tile(k_ref.at[at], j * x.sizes.k, x.S, x.D), tile(v_ref.at[at], j * x.sizes.k, x.S, x.V)
     s = dot(q_qd, k_sd, 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, j * x.sizes.k), s, -jnp.inf)
@@ -168,19 +168,19 @@ def _dq_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dq_ref
     return dq + dot(ds.astype(k_sd.dtype), k_sd, 0)
 
   dq = _walk(known, x.J, 1, step, jnp.zeros(q_qd.shape, jnp.float32))
-  _put(dq_ref, dq * scale, q_start, x.Q, x.D)
+  put(dq_ref, dq * scale, q_start, x.Q, x.D)
 
 
 def _dkv_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dk_ref, dv_ref, *, x, scale):
   k_start = pl.program_id(0) * x.sizes.k
-  k_sd, v_sv = _tile(k_ref, k_start, x.S, x.D), _tile(v_ref, k_start, x.S, x.V)
+  k_sd, v_sv = tile(k_ref, k_start, x.S, x.D), tile(v_ref, k_start, x.S, x.V)
 
   def step(i, g, masked, carry):  # scores are [s, q], so that they enter the products as they are
     dk, dv = carry
     q_start = i * x.sizes.q
     at = pl.ds(q_start, x.sizes.q)
-    q_qd, d_out_qv = _tile(q_ref.at[at, g], q_start, x.Q, x.D), _tile(d_out_ref.at[at, g], q_start, x.Q, x.V)
-    lse, delta = _tile(lse_ref.at[g, at], q_start, x.Q) * _LOG2E, _tile(delta_ref.at[g, at], q_start, x.Q)
+    q_qd, d_out_qv = tile(q_ref.at[at, g], q_start, x.Q, x.D), tile(d_out_ref.at[at, g], q_start, x.Q, x.V)
+    lse, delta = tile(lse_ref.at[g, at], q_start, x.Q) * _LOG2E, tile(delta_ref.at[g, at], q_start, x.Q)
     s = dot(k_sd, q_qd, 1) * (scale * _LOG2E)
     if masked:
       s = jnp.where(_seen(known, x, q_start, k_start, keys_first=True), s, -jnp.inf)
@@ -189,8 +189,8 @@ def _dkv_kernel(known, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dk_re
     return dk + dot(ds.astype(q_qd.dtype), q_qd, 0), dv + dot(p.astype(d_out_qv.dtype), d_out_qv, 0)
 
   dk, dv = _walk(known, x.I, x.G, step, (jnp.zeros(k_sd.shape, jnp.float32), jnp.zeros(v_sv.shape, jnp.float32)))
-  _put(dk_ref, dk * scale, k_start, x.S, x.D)
-  _put(dv_ref, dv, k_start, x.S, x.V)
+  put(dk_ref, dk * scale, k_start, x.S, x.D)
+  put(dv_ref, dv, k_start, x.S, x.V)
 
 
 def _walk(known, blocks, heads, step, carry):
@@ -231,13 +231,13 @@ def _inside(shape, start, length, size):
   return rows[:, None] & columns
 
 
-def _tile(ref, start, length, size=None):
+def tile(ref, start, length, size=None):
   """The tile that begins at row `start`, zero beyond `length` rows and `size` columns."""
   inside = _inside(ref.shape, start, length, size)
   return plgpu.load(ref, mask=inside, other=None if inside is None else 0.0)
 
 
-def _put(ref, value, start, length, size=None):
+def put(ref, value, start, length, size=None):
   plgpu.store(ref, value.astype(ref.dtype), mask=_inside(ref.shape, start, length, size))
 
 

@@ -1,10 +1,13 @@
-"""Paged attention for TPUs (Mosaic): one row after the other, all its heads at once.
+"""Paged attention for TPUs (Mosaic): one row after the other, all heads of a core at once.
 
 A row's pages are copied from HBM a block of them at a time, while the block before is attended to; the first block of
-the next row travels beside the last one of this row. Pages behind a row's last position are not read.
+the next row travels beside the last one of this row. Pages behind a row's last position are not read. The two cores of
+a chip that has them (v4, v5p) share the heads. Of int8 pages those of 128 slots are best: where they have fewer, XLA
+lays the scales out anew for every call, all of them.
 
 Shapes: R rows, Q queries of a row, H heads, K key-value heads, G = H / K, N = G Q queries of a key head up to whole tiles,
-M pages of a table, X pages, P slots of a page, n pages of a block, J blocks of a table, T = n P tokens of a block, D head size.
+M pages of a table, X pages, P slots of a page, n pages of a block, J blocks of a table, T = n P tokens of a block, D head size,
+C cores, h = K / C key-value heads of one.
 """
 
 import functools
@@ -35,39 +38,47 @@ def attention(q_RQHD, k_XKPD, v_XKPD, tables_RM, positions_RQ, scales, scale):
   filled = ((0, 0), (0, -(H // K * Q) % rows))
   q_RKND = jnp.pad(einops.rearrange(q_RQHD, "r q (k g) d -> r k (g q) d", k=K), ((0, 0), *filled, (0, 0)))
   positions_RN = jnp.pad(jnp.tile(positions_RQ, (1, H // K)), filled, constant_values=-1)
-  N = positions_RN.shape[1]
-  row = lambda *shape: pl.BlockSpec((1, *shape), lambda r, *_: (r, *[0] * len(shape)))
-  pages = [(k_XKPD, (n, K, P, D)), (v_XKPD, (n, K, P, D))]
-  lines = [(_in_blocks(x, tables_RM, n), (K, n * P)) for x in scales or ()]
+  N, C = positions_RN.shape[1], _cores(K)
+  h = K // C
+  heads = pl.BlockSpec((1, h, N, D), lambda c, r, *_: (r, c, 0, 0))
+  pages = [(k_XKPD, (n, h, P, D)), (v_XKPD, (n, h, P, D))]
+  lines = [(_in_blocks(x, tables_RM, n, C), (h, n * P)) for x in scales or ()]
   out_RKND = pl.pallas_call(
       functools.partial(_kernel, scale=scale, table=M),
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2, grid=(R,),
-          in_specs=[row(N, 1), row(K, N, D), [pl.BlockSpec(memory_space=pl.ANY)] * 2, [pl.BlockSpec(memory_space=pl.ANY)] * len(lines)],
-          out_specs=row(K, N, D),
+          num_scalar_prefetch=2, grid=(C, R),
+          in_specs=[
+              pl.BlockSpec((1, N, 1), lambda c, r, *_: (r, 0, 0)), heads,
+              [pl.BlockSpec(memory_space=pl.ANY)] * 2, [pl.BlockSpec(memory_space=pl.ANY)] * len(lines)],
+          out_specs=heads,
           scratch_shapes=[
               [pltpu.VMEM((2, *shape), x.dtype) for x, shape in pages], [pltpu.VMEM((2, *shape), x.dtype) for x, shape in lines],
-              pltpu.VMEM((K, N, _LANES), jnp.float32), pltpu.VMEM((K, N, _LANES), jnp.float32), pltpu.VMEM((K, N, D), jnp.float32),
+              pltpu.VMEM((h, N, _LANES), jnp.float32), pltpu.VMEM((h, N, _LANES), jnp.float32), pltpu.VMEM((h, N, D), jnp.float32),
               pltpu.SMEM((1,), jnp.int32), pltpu.SemaphoreType.DMA((2,))]),
       out_shape=jax.ShapeDtypeStruct(q_RKND.shape, q_RKND.dtype), name="paged_attention",
       interpret=(api.target_platform() == "cpu") if interpret is None else interpret,
-      compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=64 * 2**20),
+      compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=64 * 2**20),
   )(tables_RM.reshape(-1), positions_RQ.max(1) + 1, positions_RN[..., None], q_RKND, [x for x, _ in pages], [x for x, _ in lines])
   return einops.rearrange(out_RKND[:, :, : H // K * Q], "r k (g q) d -> r q (k g) d", q=Q)
 
 
-def _in_blocks(scale_XKP, tables_RM, n):
-  """[R, J, K, T]: the scales of a row in order, gathered beforehand: of a page they are less than a tile, and few bytes."""
+def _cores(kv_heads: int) -> int:
+  cores = getattr(api.target(), "num_cores", None) or 1
+  return cores if kv_heads % cores == 0 else 1
+
+
+def _in_blocks(scale_XKP, tables_RM, n, cores):
+  """[R, J, C, h, T]: the scales of a row in order, gathered beforehand: of a page they are less than a tile, and few bytes."""
   tables = jnp.pad(tables_RM, ((0, 0), (0, -tables_RM.shape[1] % n)))
-  return einops.rearrange(scale_XKP[tables], "r (j n) k p -> r j k (n p)", n=n)
+  return einops.rearrange(scale_XKP[tables], "r (j n) (c h) p -> r j c h (n p)", n=n, c=cores)
 
 
 def _kernel(
     tables_ref, lengths_ref, positions_ref, q_ref, pages, lines, out_ref,
     page_buffers, line_buffers, top_ref, total_ref, sum_ref, turn_ref, semaphores, *, scale, table,
 ):
-  row, rows = pl.program_id(0), pl.num_programs(0)
-  _, n, K, P, D = page_buffers[0].shape
+  core, row, rows = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
+  _, n, heads, P, D = page_buffers[0].shape
   T = n * P
 
   def blocks(row):
@@ -77,10 +88,11 @@ def _kernel(
     """Starts all copies of a block, or waits for them."""
     def page(i, _):
       for ref, buffer in zip(pages, page_buffers):
-        act(pltpu.make_async_copy(ref.at[tables_ref[row * table + j * n + i]], buffer.at[slot, i], semaphores.at[slot]))
+        own = ref.at[tables_ref[row * table + j * n + i], pl.ds(core * heads, heads)]
+        act(pltpu.make_async_copy(own, buffer.at[slot, i], semaphores.at[slot]))
     jax.lax.fori_loop(0, jnp.clip(pl.cdiv(lengths_ref[row], P) - j * n, 0, n), page, None)
     for ref, buffer in zip(lines, line_buffers):
-      act(pltpu.make_async_copy(ref.at[row, j], buffer.at[slot], semaphores.at[slot]))
+      act(pltpu.make_async_copy(ref.at[row, j, core], buffer.at[slot], semaphores.at[slot]))
 
   start, wait = (lambda c: c.start()), (lambda c: c.wait())
 
@@ -108,7 +120,7 @@ def _kernel(
 
     copy(row, j, slot, wait)
     seen_NT = j * T + jax.lax.broadcasted_iota(jnp.int32, (q_ref.shape[2], T), 1) <= positions_ref[0]
-    for k in range(K):
+    for k in range(heads):
       k_TD, v_TD = (buffer[slot, :, k].reshape(T, D).astype(q_ref.dtype) for buffer in page_buffers)
       k_scale, v_scale = (buffer[slot, k][None] for buffer in line_buffers) if lines else (1.0, 1.0)
       s = jnp.where(seen_NT, product(q_ref[0, k], k_TD, (1, 1)) * k_scale, _FAR)  # unscaled: the scale sits in the exponent
