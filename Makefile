@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/miniature
 
-.PHONY: demo test aot bench clean
+.PHONY: demo test drill aot bench clean
 
 demo: .venv/runtime
 	$(BIN)/python -m bluelm_jax.recipe --config=configs/recipes/miniature.py --workdir=$(DEMO)
@@ -11,6 +11,10 @@ demo: .venv/runtime
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Two processes killed at random moments, one that hangs, stages that change their number of processes; some ten minutes.
+drill: .venv/dev
+	$(BIN)/python -m pytest -s tests/drills
 
 # Compiles every kernel and production layout for chips that are not here; an hour on two cores.
 aot: .venv/aot

@@ -23,13 +23,15 @@ def main(argv):
   from bluelm_jax.training import recipe
 
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-  directories = {name: pathlib.Path(d) for name, d, _ in recipe.stages(config, workdir)}
-  runner.check(config.evaluation, tuple(directories))
+  stages = recipe.stages(config, workdir)
+  directories = {name: pathlib.Path(d) for name, d, _ in stages}
+  trained = {name: directories[name] for name, _, c in stages if c.objective != "teach"}
+  runner.check(config.evaluation, tuple(trained))
   missing = [name for name, d in directories.items() if not recipe.finished(d)]
   if missing:
     raise ValueError(f"stage {missing[0]!r} is not finished in {workdir}; run python -m bluelm_jax.recipe first")
   process.cache_programs()
-  results = runner.evaluate(config.evaluation, directories)
+  results = runner.evaluate(config.evaluation, trained)
   report.write(results, directories, workdir)
   print(report.table(results))
   print(f"\nreport: {workdir / 'report.html'}")

@@ -53,6 +53,5 @@ def cache_programs() -> None:
   """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, by default ~/.cache/bluelm_jax."""
   import jax
 
-  default = pathlib.Path.home() / ".cache" / "bluelm_jax"
-  jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "bluelm_jax"))

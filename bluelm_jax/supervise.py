@@ -119,4 +119,5 @@ def _watch(child: int, shared: mmap.mmap, deadline: float, asked: list[int]) -> 
 
 
 def _checkpoints(workdir) -> set[pathlib.Path]:
-  return {p for p in pathlib.Path(workdir).glob("*/checkpoints/*") if p.name.isdigit()}
+  """What a child leaves that the next goes on from: of a stage that teaches, pieces of its store."""
+  return {p for p in pathlib.Path(workdir).glob("*/checkpoints/*") if p.name.isdigit()} | set(pathlib.Path(workdir).glob("*/top_k/*.npz"))

@@ -29,6 +29,14 @@ class _Listed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     await super().finalize()
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves preemption to the loop."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: orbax would ask jax by steps where `preemption` asks by calls, and a SIGTERM that came between would wait for a number long past."""
+    return False
+
+
 class Checkpoints:
   """Asynchronous saves; each commits by a rename, with the checksums of its files.
 
@@ -42,7 +50,7 @@ class Checkpoints:
     self._workdir = pathlib.Path(workdir).absolute()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True, cleanup_tmp_directories=True, temporary_path_class=_Listed)
-    self._manager = ocp.CheckpointManager(self._workdir / "checkpoints", options=options)
+    self._manager = _Manager(self._workdir / "checkpoints", options=options)
 
   def save(self, state: TrainState, data_state: dict) -> None:
     """Begins to save.

@@ -92,6 +92,13 @@ def fill(node: ml_collections.ConfigDict, **named) -> None:
       node[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
+def look(c: ml_collections.ConfigDict, evaluate: int, watch: int = 100) -> None:
+  """Norms every `watch` steps, and every `evaluate` steps the loss on held-out data: of each source as much, from data/held-out/ for data/."""
+  c.watch.every, c.evaluate.every, c.evaluate.sources = watch, evaluate, {}
+  for name, s in c.data.sources.items():
+    fill(c.evaluate.sources, **{name: dict(kind=s.kind, share=1.0, path=s.path.replace("data/", "data/held-out/", 1))})
+
+
 def load(spec) -> ml_collections.ConfigDict:
   """The config of "path/to/file.py[:argument]"."""
   path, _, argument = str(spec).partition(":")

@@ -2,8 +2,8 @@
 
 The state is exact: its shapes and shardings are known. What a backward pass keeps is asked of jax, by tracing one
 device's share of the model under the stage's remat policy. What the compiler needs besides, at the two moments when
-most is alive, is counted by hand: the loss, and the backward pass of the last layer. Tests compare the sum with
-what compilers place (tests/aot).
+most is alive, is counted by hand: the loss, when no gradient is there yet, and the backward pass of the last layer,
+when all have their memory. Tests compare the larger sum with what compilers place (tests/aot).
 
 Shapes: B rows, S sequence, T tiles, V vocabulary: all of one device.
 """
@@ -36,19 +36,24 @@ class Budget:
   Attributes:
     params, gradients, optimizer: the state; float32 Adam takes 16 bytes a trained parameter, in as many parts as the
       mesh cuts it into; 20 where gradients of several batches are added up. A teacher's parameters are among the first.
+    sums: of the gradients of several batches.
+    cast: weights that lie in pieces, as they are gathered: in the precision of the products, made once a step.
     saved: activations kept from the forward for the backward pass.
-    working: what is alive besides at the peak.
+    loss, layer: what is alive besides while the loss and its gradient are made, and in the backward pass of a layer.
   """
 
   params: int
   gradients: int
+  sums: int
   optimizer: int
+  cast: int
   saved: int
-  working: int
+  loss: int
+  layer: int
 
   @property
   def total(self) -> int:
-    return self.params + self.gradients + self.optimizer + self.saved + self.working
+    return self.params + self.sums + self.optimizer + self.cast + self.saved + max(self.loss, self.gradients + self.layer)
 
 
 def budget(config, mesh) -> Budget:
@@ -62,14 +67,18 @@ def budget(config, mesh) -> Budget:
   spec, _ = stage.batch_shape(config, model_config, mesh, Tokenizer(config.tokenizer or ASSET))
   local = lambda tree, places: sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(places)))
   share = _Share(config, model_config, mesh, spec)
-  saved, working = share.saved(), share.working()
-  params = local(shapes.trainable, shardings.trainable) + local(shapes.frozen, shardings.frozen)
+  weights, places = shapes.trainable | shapes.frozen, shardings.trainable | shardings.frozen
+  params = local(weights, places)
   teacher = teacher_lib.abstract(config, model_config, mesh)
   params += local(teacher, jax.tree.map(lambda x: x.sharding, teacher))
-  gradients = local(shapes.trainable, pieces)
+  gradients, sums = local(shapes.trainable, pieces), 0
   if accumulate.most(config.data.accumulate) > 1:  # the sums of those before, in float32, beside a batch's own
-    gradients += local(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.trainable), pieces)
-  return Budget(params, gradients, local(shapes.opt_state, shardings.opt_state), saved, working)
+    sums = local(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes.trainable), pieces)
+  cast = 0
+  if config.zero == 3 and rules.ways(mesh, "embed") > 1 and share.decoder.dtype != share.decoder.param_dtype:
+    used = [p for p in weights if share.tiles or not p.startswith("vision/")]
+    cast = local([jax.ShapeDtypeStruct(weights[p].shape, jnp.dtype(share.decoder.dtype)) for p in used], [places[p] for p in used])
+  return Budget(params, gradients, sums, local(shapes.opt_state, shardings.opt_state), cast, share.saved(), share.loss(), share.layer())
 
 
 def alternatives(config, devices) -> dict[str, Budget]:
@@ -139,8 +148,8 @@ class _Share:
     with jax.set_mesh(self.device):
       return jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, row, row, row, tiles))
 
-  def working(self) -> int:
-    """The more of what the loss needs and what a layer's backward pass does."""
+  def layer(self) -> int:
+    """What the backward pass of a layer needs, the more of the decoder's and the tower's."""
     c = self.decoder
     layers = [self._layer(c, dataclasses.replace(c, num_layers=1, remat="none"), 2 * (c.num_heads + c.num_kv_heads) * c.head_dim + 3 * c.mlp_dim)]
     if self.multimodal and self.tiles:
@@ -148,9 +157,9 @@ class _Share:
       one = dataclasses.replace(
           self.model_config, vision=dataclasses.replace(v, num_layers=1, remat="none"), decoder=dataclasses.replace(c, num_layers=1, remat="full"))
       layers.append(self._layer(v, one, 4 * v.embed_dim + 2 * v.mlp_dim))
-    return max(self._loss(), *layers)
+    return max(layers)
 
-  def _loss(self) -> int:
+  def loss(self) -> int:
     """Logits, over which their gradient is written, the table whole and its gradient. In chunks: the logits of one, the table, and
     float32 gradients of the hidden states; the table's own lie in pieces, while no other gradient is there yet.
 

@@ -12,37 +12,46 @@ from bluelm_jax.training import goodput
 from bluelm_jax.training import record
 from bluelm_jax.training import schedules
 from bluelm_jax.training import stage
+from bluelm_jax.training import store
 
 _DONE = "done.json"
 
 
 def stages(config, workdir) -> list[tuple[str, str, object]]:
-  """(name, directory, stage config) in order: `init_from` set along the line, teachers that are earlier stages found, schedules joined that go on."""
+  """(name, directory, stage config) in order: `init_from` set along the line, teachers and stores that are earlier stages found, schedules joined
+  that go on. A stage that stores a teacher's words leaves no weights: the next starts from the one before it."""
   if "order" not in config:
     raise ValueError("this config is no recipe; run a stage with python -m bluelm_jax.train")
   unknown = set(config.order) - set(config.stages)
   if unknown or not config.order:
     raise ValueError(f"order {tuple(config.order)} must name stages; use {', '.join(config.stages)}")
-  reference = config.get("evaluation", {}).get("before", config.order[0])
-  if reference not in config.order:
-    raise ValueError(f"evaluation.before = {reference!r} is no stage of the order; use {', '.join(config.order)}")
+  trained = [name for name in config.order if config.stages[name].objective != "teach"]
+  reference = config.get("evaluation", {}).get("before")
+  if reference is not None and reference not in trained:
+    raise ValueError(f"evaluation.before = {reference!r} is no stage of the order; use {', '.join(trained)}")
   starts = config.get("starts", {})
   for name in set(starts) - set(config.order):
     raise ValueError(f"starts.{name} names no stage of the order; use {', '.join(config.order)}")
-  found, directories, line = [], {}, []
+  found, weights, stores, line, last = [], {}, {}, [], ""
   for number, name in enumerate(config.order):
     stage_config = config.stages[name].copy_and_resolve_references()
-    if stage_config.objective == "teach":
-      raise ValueError(f"stages.{name} stores a teacher's words and leaves no weights; run it with python -m bluelm_jax.train")
-    start = starts.get(name, config.order[number - 1] if number else "")
-    if start and start not in directories:
-      raise ValueError(f"starts.{name} = {start!r} is no stage before it; use '' for random weights, or one of {', '.join(directories)}")
+    reads = stage_config.objective != "teach" or not stage_config.preset  # of a preset's batches a teacher speaks without the student's weights
+    start = starts.get(name, last if reads else "")
+    if start and start not in weights:
+      raise ValueError(f"starts.{name} = {start!r} is no stage before it; use '' for random weights, or one of {', '.join(weights)}")
+    if name in starts and not reads:
+      raise ValueError(f"starts.{name} is set, but {name} stores a teacher's words for the batches of a preset; remove it")
     if stage_config.init_from and (start or name in starts):
       raise ValueError(f"stages.{name}.init_from is set, but in a recipe {name} starts from {start or 'random weights'}; empty it, or run the stage with python -m bluelm_jax.train")
-    stage_config.init_from = directories.get(start, stage_config.init_from)
-    stage_config.distill.teacher = directories.get(stage_config.distill.teacher, stage_config.distill.teacher)
-    directories[name] = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
-    found.append((name, directories[name], stage_config))
+    stage_config.init_from = weights.get(start, stage_config.init_from)
+    stage_config.distill.teacher = weights.get(stage_config.distill.teacher, stage_config.distill.teacher)
+    stage_config.distill.stored = stores.get(stage_config.distill.stored, stage_config.distill.stored)
+    directory = str(pathlib.Path(workdir) / f"{number + 1}-{name}")
+    found.append((name, directory, stage_config))
+    if name not in trained:
+      stores[name] = directory
+      continue
+    weights[name], last = directory, name
     if name not in starts and (not line or start == line[-1][0]):
       line.append((name, stage_config))
     elif stage_config.schedule.continues:
@@ -84,15 +93,16 @@ def finished(directory) -> bool:
     steps = json.loads(done.read_text())["steps"]
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{done} is damaged; remove it, and the stage goes on from its last checkpoint") from e
-  return steps == record.latest_step(directory)
+  return steps == (record.latest_step(directory) or store.stop(directory))
 
 
 def _check(found) -> None:
   """Raises ValueError where a stage was trained with another config, or from a run that is there no more."""
   fresh = {}
   for name, directory, stage_config in found:
-    if record.latest_step(directory) is None:
+    origins = stage_config.init_from, stage_config.distill.teacher, stage_config.distill.stored
+    if not record.begun(directory):
       fresh[directory] = name
-    elif before := fresh.get(stage_config.init_from) or fresh.get(stage_config.distill.teacher):
+    elif before := next(filter(None, map(fresh.get, origins)), None):
       raise ValueError(f"{directory} started from an earlier run of {before}, which is to be trained anew; remove {directory} too, or choose another --workdir")
     record.check(directory, stage_config)

@@ -31,7 +31,7 @@ def latest_step(workdir) -> int | None:
 def check(workdir, config) -> None:
   """Raises ValueError if the checkpoint or store in `workdir` was made with another config, or from another start or teacher."""
   file = pathlib.Path(workdir) / FILE_NAME
-  if not _begun(workdir) or not file.exists():
+  if not begun(workdir) or not file.exists():
     return
   try:
     stored = {"vision": "", "teacher": "", "store": "", **json.loads(file.read_text())}
@@ -53,7 +53,7 @@ def check(workdir, config) -> None:
 def write(workdir, config) -> None:
   """Records the config of a run that begins; keeps the record of one that goes on."""
   file = pathlib.Path(workdir) / FILE_NAME
-  if file.exists() and _begun(workdir):
+  if file.exists() and begun(workdir):
     return
   named = flat(config.to_dict())
   origins = {name: _run(json.loads(named[key])) for key, (name, _) in _ORIGINS.items()}
@@ -83,7 +83,7 @@ def _with_defaults(values: dict) -> dict[str, str]:
   return {**flat(defaults.stage().to_dict()), **flat(values)}
 
 
-def _begun(workdir) -> bool:
+def begun(workdir) -> bool:
   """Whether something was made that another config must not go on with."""
   return latest_step(workdir) is not None or any((pathlib.Path(workdir) / STORE).glob("*.npz"))
 

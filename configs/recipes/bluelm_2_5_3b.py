@@ -3,8 +3,8 @@
   python -m bluelm_jax.recipe --config=configs/recipes/bluelm_2_5_3b.py:TOKENIZER.json --workdir=DIR --config.stages.adapter.init_vision=SIGLIP2
 
 What is published and what is ours stands in each stage's file. The tokenizer is yours, of at most 100,096 ids and with the
-chat markers of bluelm_jax.data.chat, and so are the data, under data/ or wherever the sources' paths are set to. Meshes are
-for 256 chips.
+chat markers of bluelm_jax.data.chat, and so are the data, under data/ or wherever the sources' paths are set to, and beside them
+held-out data of each kind under data/held-out/ (without them, set every stage's evaluate.every = 0). Meshes are for 256 chips.
 """
 
 from bluelm_jax.training import defaults

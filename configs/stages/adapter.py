@@ -36,4 +36,5 @@ def get_config(size: str = "miniature"):
     c.schedule.kind = "cosine"
     c.data.sources = {}
     defaults.fill(c.data.sources, pairs=dict(kind="conversations", path="data/adapter/*.array_record", share=1.0))
+    defaults.look(c, evaluate=200)
   return c

@@ -51,6 +51,7 @@ def get_config(size: str = "miniature_1k"):
         long_reasoning=dict(kind="conversations", path="data/long/reasoning-*.array_record", share=scaled(long, 0.4)),
         images=dict(kind="conversations", path="data/joint/*.array_record", share=scaled(short, 0.6)),
         text=dict(kind="documents", path="data/text/*.array_record", share=scaled(short, 0.4)))
+    defaults.look(c, evaluate=1000)
     return c
   path = "assets/text-train.array_record"
   defaults.fill(

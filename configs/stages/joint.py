@@ -63,3 +63,4 @@ def _at_true_size(c):
   pictures = dict(caption=0.25, ocr=0.12, gui=0.13, other=0.1)
   defaults.fill(c.data.sources, **{n: dict(kind="conversations", path=f"data/joint/{n}-*.array_record", share=s) for n, s in pictures.items()})
   defaults.fill(c.data.sources, text=dict(kind="documents", path="data/text/*.array_record", share=0.4))
+  defaults.look(c, evaluate=1000)

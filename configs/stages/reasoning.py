@@ -28,6 +28,7 @@ def get_config(size: str = "miniature"):
     chats = dict(long_thought=0.2, short_thought=0.1, image_reasoning=0.15)
     defaults.fill(c.data.sources, **{n: dict(kind="documents", path=f"data/reasoning/{n}-*.array_record", share=s) for n, s in documents.items()})
     defaults.fill(c.data.sources, **{n: dict(kind="conversations", path=f"data/reasoning/{n}-*.array_record", share=s) for n, s in chats.items()})
+    defaults.look(c, evaluate=1000)
     return c
   c.data.length, c.steps = 512, 350
   c.schedule.warmup = 0

@@ -52,4 +52,5 @@ def get_config(size: str = "miniature"):
     kinds = dict(at_once=(0.3, 3), ordinary_thought=(0.4, 3), long_thought=(0.3, 9))
     defaults.fill(c.data.sources, **{
         n: dict(kind="conversations", path=f"data/sft/{n}-*.array_record", share=s, epochs=e) for n, (s, e) in kinds.items()})
+    defaults.look(c, evaluate=500)
   return c

@@ -34,6 +34,7 @@ def get_config(size: str = "miniature"):
     c.schedule.warmup = 2000
   if size == "bluelm_2_5_3b":
     defaults.fill(c.data.sources, text=dict(kind="documents", path="data/text/*.array_record", share=1.0))
+    defaults.look(c, evaluate=1000)
     return c
   defaults.fill(
       c.data.sources,

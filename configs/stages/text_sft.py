@@ -35,4 +35,5 @@ def get_config(size: str = "miniature"):
     c.schedule.warmup = 100
     c.data.sources = {}
     defaults.fill(c.data.sources, chats=dict(kind="conversations", path="data/text-sft/*.array_record", share=1.0))
+    defaults.look(c, evaluate=500)
   return c

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,7 @@ import transformers
 from bluelm_jax.inference import conversation
 from bluelm_jax.inference.request import Options
 from bluelm_jax.interop import compose
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import doors
 
 
 def test_bad_options_are_refused():
@@ -105,14 +103,13 @@ def test_the_reader_may_leave(huggingface):
   command = [sys.executable, "-m", "bluelm_jax.generate", f"--checkpoint={huggingface[0]}", "--prompt=Hello", "--max_tokens=40"]
   read, write = os.pipe()
   os.close(read)
-  out = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+  out = subprocess.run(command, cwd=doors.ROOT, stdout=write, stderr=subprocess.PIPE, timeout=300, env=doors.ENVIRONMENT)
   os.close(write)
   assert (out.returncode, out.stderr) == (0, b"")
 
 
 def door(*flags):
-  command = [sys.executable, "-m", "bluelm_jax.generate", *flags]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+  return doors.run("bluelm_jax.generate", *flags)
 
 
 def test_converted_huggingface_model_speaks_as_in_transformers(huggingface, tmp_path):
@@ -124,8 +121,8 @@ def test_converted_huggingface_model_speaks_as_in_transformers(huggingface, tmp_
     expected = expected[: expected.index(256)]
   for checkpoint in (directory, tmp_path / "ours"):
     out = door(f"--checkpoint={checkpoint}", "--prompt=Hello there", "--max_tokens=10")
-    assert out.returncode == 0, out.stderr.decode()
-    assert out.stdout.decode() == tokenizer.decode(expected) + "\n"
+    assert out.returncode == 0, out.stderr
+    assert out.stdout == tokenizer.decode(expected) + "\n"
 
 
 def test_door_refuses_what_it_cannot_do(huggingface, tmp_path):
@@ -147,5 +144,4 @@ def test_door_refuses_what_it_cannot_do(huggingface, tmp_path):
       (("--prompt=x",), "checkpoint")]
   for flags, words in cases:
     out = door(*flags)
-    stderr = out.stderr.decode()
-    assert out.returncode == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1 and words in stderr, (flags, stderr)
+    assert out.returncode == 2 and out.stderr.startswith("error: ") and out.stderr.count("\n") == 1 and words in out.stderr, (flags, out.stderr)

@@ -1,6 +1,6 @@
 """One train step of a two-layer model on a packed multimodal batch, on any mesh; also across processes.
 
-  python -m tests.sharding.step PROCESSES INDEX PORT MESH-JSON LAYOUT OUTPUT.npz
+  python -m tests.sharding.step PROCESSES INDEX PORT '[[MESH, LAYOUT], ...]' FOLDER     # gets 0.npz, 1.npz, ...
 """
 
 import dataclasses
@@ -66,14 +66,15 @@ def run(mesh, batch, layout: str = "none"):
   return jax.tree.map(lambda x: x.tolist(), whole(metrics)), {p: start[p] - end[p] for p in start}, specs
 
 
-def main(processes, index, port, shape, layout, output):
+def main(processes, index, port, steps, folder):
   jax.config.update("jax_num_cpu_devices", 8 // int(processes))
   jax.distributed.initialize(coordinator_address=f"127.0.0.1:{port}", num_processes=int(processes), process_id=int(index))
-  mesh = rules.make_mesh(json.loads(shape))
-  assert mesh.size == 8
-  metrics, gradients, _ = run(mesh, batch_for(mesh), layout)
-  if index == "0":
-    np.savez(output, loss=metrics["loss"], **{p.replace("/", "."): g for p, g in gradients.items()})
+  for number, (shape, layout) in enumerate(json.loads(steps)):
+    mesh = rules.make_mesh(shape)
+    assert mesh.size == 8
+    metrics, gradients, _ = run(mesh, batch_for(mesh), layout)
+    if index == "0":
+      np.savez(f"{folder}/{number}.npz", loss=metrics["loss"], **{p.replace("/", "."): g for p, g in gradients.items()})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Meshes, and that eight devices train as one does."""
 
+import functools
 import json
-import os
-import socket
 import subprocess
 import sys
 
@@ -13,7 +12,9 @@ import numpy as np
 import pytest
 
 from bluelm_jax.sharding import rules
+from tests import doors
 from tests.sharding import step
+from tests.training import several
 
 
 @pytest.mark.parametrize("shape,words", [
@@ -52,31 +53,32 @@ def assert_same(found, expected):
     assert difference <= 1e-5 * max(np.linalg.norm(gradient), 1e-2 * largest), path
 
 
+@functools.cache
+def alone(groups):
+  """The batch of so many row groups, and its step on one device."""
+  batch = step.batch_for(rules.make_mesh({"data": groups}, jax.devices()[:groups]))
+  return batch, step.run(rules.make_mesh({"data": 1}, jax.devices()[:1]), batch)
+
+
 @pytest.mark.parametrize("shape,layout", [
     ({"data": 2, "fsdp": 2, "tensor": 2}, "none"), ({"data": 8}, "none"), ({"fsdp": 2, "expert": 2, "context": 2}, "striped"),
     ({"context": 8}, "zigzag"), ({"context": 4, "tensor": 2}, "striped")])
 def test_eight_devices_step_as_one(shape, layout):
   mesh = rules.make_mesh(shape)
-  batch = step.batch_for(mesh)
+  batch, expected = alone(rules.ways(mesh, "batch"))
   found = step.run(mesh, batch, layout)
-  assert_same(found, step.run(rules.make_mesh({"data": 1}, jax.devices()[:1]), batch))
+  assert_same(found, expected)
   assert len(found[2]) > 1 or not {"fsdp", "tensor"} & set(shape)  # really split
 
 
-@pytest.mark.parametrize("processes,shape,layout", [(2, {"fsdp": 4, "context": 2}, "striped"), (4, {"context": 8}, "zigzag")])
-def test_processes_step_as_one(processes, shape, layout, tmp_path):
-  """The same step over jax.distributed processes, the ring crossing between them."""
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  output = tmp_path / "found.npz"
-  command = [sys.executable, "-m", "tests.sharding.step", str(processes)]
-  rest = [str(port), json.dumps(shape), layout, str(output)]
-  running = [subprocess.Popen([*command, str(i), *rest], cwd=step.ROOT, env={**os.environ, "XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True) for i in range(processes)]
-  for process in running:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
-  mesh = rules.make_mesh(shape)
-  metrics, gradients, kinds = step.run(rules.make_mesh({"data": 1}, jax.devices()[:1]), step.batch_for(mesh))
-  found = np.load(output)
-  assert_same(({**metrics, "loss": float(found["loss"])}, {p: found[p.replace("/", ".")] for p in gradients}, kinds), (metrics, gradients, kinds))
+def test_processes_step_as_one(tmp_path):
+  """The same steps over four jax.distributed processes: rows between them, then the ring."""
+  steps = ({"fsdp": 4, "context": 2}, "striped"), ({"context": 8}, "zigzag")
+  command = [sys.executable, "-m", "tests.sharding.step", "4"]
+  rest = [str(several.free_port()), json.dumps(steps), str(tmp_path)]
+  running = [subprocess.Popen([*command, str(i), *rest], cwd=doors.ROOT, env=doors.ENVIRONMENT, stderr=subprocess.PIPE, text=True) for i in range(4)]
+  several.finish(running)
+  for number, (shape, _) in enumerate(steps):
+    _, (metrics, gradients, kinds) = alone(rules.ways(rules.make_mesh(shape), "batch"))
+    found = np.load(tmp_path / f"{number}.npz")
+    assert_same(({**metrics, "loss": float(found["loss"])}, {p: found[p.replace("/", ".")] for p in gradients}, kinds), (metrics, gradients, kinds))

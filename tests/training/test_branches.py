@@ -95,6 +95,14 @@ def test_the_true_stages_read_the_published_tokens(names, tokens):
 def test_the_sources_of_a_recipe_are_in_order(path):
   for _, c in by_name(defaults.load(path)).values():
     loader.check(c.data.sources, c.objective)
+    if c.evaluate.every:
+      loader.check(c.evaluate.sources, c.objective)
+      assert not {s.path for s in c.evaluate.sources.values()} & {s.path for s in c.data.sources.values()}
+
+
+def test_the_true_recipe_is_looked_at():
+  for name, (_, c) in by_name(defaults.load(TRUE)).items():
+    assert c.objective == "prune" or 0 < c.watch.every <= c.evaluate.every <= c.steps / 5 and set(c.evaluate.sources) == set(c.data.sources), name
 
 
 def test_the_true_recipe_fits_its_mesh():

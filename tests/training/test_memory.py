@@ -58,3 +58,15 @@ def test_narrow_moments_take_half(name):
   config.optimizer.moment_dtype = "bfloat16"
   narrow = memory.budget(config, mesh)
   assert narrow.optimizer == pytest.approx(wide.optimizer / 2, rel=1e-3) and narrow.gradients == wide.gradients
+
+
+def test_weights_in_pieces_are_cast_and_gradients_come_after_the_loss():
+  config, mesh = stage_config(), rules.make_mesh({"fsdp": 8})
+  found = memory.budget(config, mesh)
+  assert found.cast == pytest.approx(found.params / 2, rel=1e-3)  # bfloat16
+  at_loss = found.params + found.optimizer + found.cast + found.saved + found.loss
+  assert found.total == max(at_loss, at_loss - found.loss + found.gradients + found.layer)
+  text = memory.budget(stage_config(tile_slots=0), mesh)
+  assert text.cast < found.cast and text.params == found.params  # the tower's lie still
+  config.zero = 2
+  assert memory.budget(config, mesh).cast == 0

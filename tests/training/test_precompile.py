@@ -132,7 +132,7 @@ def test_the_step_and_what_binds_it():
 
 
 def test_the_report_says_estimate_and_both_pages_say_the_same(tmp_path):
-  parts = report.sections(_estimate(), memory.Budget(1, 1, 1, 2**33, 0), "a <stage>", 1.0)
+  parts = report.sections(_estimate(), memory.Budget(1, 1, 0, 1, 0, 2**33, 0, 0), "a <stage>", 1.0)
   text = report.text(parts)
   assert "8.00 GiB" in text and "Roofline (estimate)" in text and "seconds: estimate" in text and "9.00 GiB" in text
   report.page(parts, tmp_path / "out.html")

@@ -1,14 +1,11 @@
 """The scaling laws at the paper's two models, our count of FLOPs against its formula, and the door."""
 
-import subprocess
-import sys
-
 import pytest
 
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.training import defaults
 from bluelm_jax.training import scaling
-from tests.bench import machine
+from tests import doors
 
 
 @pytest.mark.parametrize("layers,width,rate,used,rows,rows_used", [
@@ -44,7 +41,7 @@ def test_tokens_of_a_stage():
 
 
 def door(*flags):
-  return subprocess.run([sys.executable, "-m", "bluelm_jax.scaling", *flags], cwd=machine.ROOT, capture_output=True, text=True)
+  return doors.run("bluelm_jax.scaling", *flags)
 
 
 def test_the_door():

@@ -16,6 +16,7 @@ from bluelm_jax.training import record
 from bluelm_jax.training import spikes
 from bluelm_jax.training import stage
 from tests.training import faulty
+from tests.training import spoiling
 from tests.training.presets import preset  # noqa: F401  (for every test here)
 
 RULE = spikes.Rule(factor=3.0, window=4, warmup=2, patience=3, rollbacks=2)
@@ -32,26 +33,8 @@ def config(**changes):
 @pytest.fixture
 def spoil(monkeypatch):
   """spoil(numbers): from now on batches of these numbers, counted from 1 as the data give them, make the loss no number."""
-  original, chosen = pack.PackIterator, set()
-
-  class Spoiling(original):
-    number = 0
-
-    def __next__(self):
-      batch = super().__next__()
-      self.number += 1
-      if self.number in chosen:
-        batch.loss_weights[0, :4] = np.inf
-      return batch
-
-    def get_state(self):
-      return {**super().get_state(), "number": self.number}
-
-    def set_state(self, state):
-      super().set_state(state)
-      self.number = state.get("number", 0)
-
-  monkeypatch.setattr(pack, "PackIterator", Spoiling)
+  chosen = set()
+  monkeypatch.setattr(pack, "PackIterator", spoiling.iterator(chosen))
   return lambda numbers: (chosen.clear(), chosen.update(numbers))
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.training import accumulate
 from bluelm_jax.training import defaults
 from bluelm_jax.training import metrics
+from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
 from bluelm_jax.training import store
 from tests.bench import machine
@@ -157,6 +159,36 @@ def test_a_student_stopped_and_resumed_is_bit_identical(stored, taught, tmp_path
     stage.run(distil(**{"distill.stored": str(stored)}), tmp_path / "w", stop_after=last)
   assert losses(tmp_path / "w") == losses(taught) and len(losses(taught)) == 3
   assert_same_params(tmp_path / "w", taught)
+
+
+def test_a_stage_of_a_recipe_stores_for_one_behind_it(tmp_path, capsys, monkeypatch):
+  """Which starts from the stage before the store, as that leaves no weights."""
+  text = config("text", **{"steps": 2, "optimizer.name": "adamw"})
+  whole = ConfigDict({"order": ("text", "words", "distil"), "evaluation": {}, "stages": {
+      "text": text, "words": teach("text"), "distil": distil(**{"distill.stored": "words"})}})
+  recipe.run(whole, tmp_path)
+  (_, first, _), (_, words, teaching), (_, last, student) = recipe.stages(whole, tmp_path)
+  assert teaching.distill.teacher == student.init_from == first and student.distill.stored == words and teaching.init_from == ""
+  assert store.stop(words) == BATCHES and [r["step"] for r in losses(last)] == [1, 2, 3]
+  capsys.readouterr()
+  monkeypatch.setattr(stage, "run", None)
+  recipe.run(whole, tmp_path)
+  assert capsys.readouterr().err.count("done before") == 3
+  shutil.rmtree(words)
+  with pytest.raises(ValueError, match="3-distil started from an earlier run of words, which is to be trained anew"):
+    recipe.run(whole, tmp_path)
+  whole.stages.words.preset = ""  # now the batches are those of the checkpoint before it
+  assert recipe.stages(whole, tmp_path)[1][2].init_from == first
+
+
+@pytest.mark.parametrize("changes,words", [
+    ({"starts": {"distil": "words"}}, "starts.distil = 'words' is no stage before it; use '' for random weights, or one of text"),
+    ({"starts": {"words": "text"}}, "starts.words is set, but words stores a teacher's words for the batches of a preset; remove it"),
+    ({"evaluation": {"before": "words"}}, "evaluation.before = 'words' is no stage of the order; use text, distil")])
+def test_nothing_starts_from_a_store(changes, words):
+  stages = {"text": config("text"), "words": teach("text"), "distil": distil()}
+  with pytest.raises(ValueError, match=re.escape(words)):
+    recipe.stages(ConfigDict({"order": ("text", "words", "distil"), "stages": stages, "evaluation": {}, **changes}), "W")
 
 
 def test_batches_of_a_ramp():

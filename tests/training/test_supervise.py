@@ -1,10 +1,8 @@
 """A recipe's process that is killed, hangs, finds its newest checkpoint cut, or is asked to end: nothing is lost."""
 
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
@@ -15,15 +13,12 @@ import bluelm_jax
 from bluelm_jax import supervise
 from bluelm_jax.training import goodput
 from bluelm_jax.training import metrics
+from tests import doors
 from tests.training import faulty
-
-_COMPILED = tempfile.TemporaryDirectory()  # what one process compiled, the next need not
-_ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": _COMPILED.name}
 
 
 def run(workdir, *flags):
-  command = [sys.executable, "-m", "tests.training.faulty", f"--workdir={workdir}", *flags]
-  return subprocess.run(command, cwd=faulty.ROOT, capture_output=True, text=True, timeout=400, env=_ENVIRONMENT)
+  return doors.run("tests.training.faulty", f"--workdir={workdir}", *flags)
 
 
 @pytest.fixture(scope="module")

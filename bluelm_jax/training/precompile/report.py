@@ -18,7 +18,7 @@ _STYLE = "body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 
 
 def budgets(found: dict[str, Budget], chip: Chip) -> tuple[str, list[list[str]]]:
   """A heading and a table of predictions by choice."""
-  head = ["remat, ZeRO", "parameters", "gradients", "optimizer", "saved activations", "working", "total", "fits"]
+  head = ["remat, ZeRO", "parameters", "gradients", "their sums", "optimizer", "cast weights", "saved activations", "loss", "layer", "total", "fits"]
   rows = [[name, *(_gib(n) for n in dataclasses.astuple(b)), _gib(b.total), "yes" if b.total <= chip.memory else "NO"] for name, b in found.items()]
   return f"HBM of a device, predicted; available {_gib(chip.memory)}", [head, *rows]
 
