@@ -51,6 +51,7 @@ def main(argv):
   options = Options(_MAX_TOKENS.value, _TEMPERATURE.value, thinking=_THINKING.value, thinking_token_budget=_BUDGET.value, **sampling)
   slots = 1 if _PROMPTS.value is None else 32
   speaker = Speaker(pathlib.Path(_CHECKPOINT.value), wrap_up=_WRAP_UP.value, slots=slots, bits=_BITS.value, group=_GROUP.value)
+  speaker.release()
   dim = sys.stdout.isatty()
   if _PROMPTS.value is not None:
     _write(f"{line}\n" for line in terminal.many(speaker, pathlib.Path(_PROMPTS.value), options))

@@ -25,6 +25,8 @@ _WEIGHTS_ROOT = flags.DEFINE_string("weights_root", "", "Directory below which /
 _WRAP_UP = flags.DEFINE_string("wrap_up", "", "Said before a thought is closed because its budget is spent.")
 _SLOTS = flags.DEFINE_integer("slots", 32, "Samples that are drawn at once.", lower_bound=1)
 _PAGES = flags.DEFINE_integer("pages", None, "Pages of keys and values; by default for a quarter of the slots.", lower_bound=1)
+_PAGE_SIZE = flags.DEFINE_integer("page_size", None, "Tokens of a page; 128 on TPUs and 16 elsewhere where it is absent.", lower_bound=1)
+_TILES = flags.DEFINE_integer("tiles", 64, "Image tiles whose visual tokens are kept; those of one request must fit.", lower_bound=1)
 _DRAFTS = flags.DEFINE_integer("drafts", 0, "Tokens guessed ahead from the text so far, and checked in the same step.", lower_bound=0)
 _KV_DTYPE = flags.DEFINE_enum("kv_dtype", None, ["int8"], "Precision of keys and values; the model's own where it is absent.")
 for _field in dataclasses.fields(Limits):
@@ -46,10 +48,12 @@ def main(argv):
 
   listener = run.listen(_HOST.value, _PORT.value)  # before the weights, which take long
   path = pathlib.Path(_CHECKPOINT.value)
-  engine = dict(slots=_SLOTS.value, pages=_PAGES.value, drafts=_DRAFTS.value, kv_dtype=_KV_DTYPE.value)
+  engine = dict(slots=_SLOTS.value, pages=_PAGES.value, page_size=_PAGE_SIZE.value, tiles=_TILES.value, drafts=_DRAFTS.value, kv_dtype=_KV_DTYPE.value)
   speaker = conversation.Speaker(path, _WRAP_UP.value, **engine)
+  speaker.release()
   service = Service(speaker, _NAME.value or path.resolve().name, limits)
   admin = Admin(service, speaker.model.config, _ADMIN_TOKEN.value or os.environ.get("BLUELM_ADMIN_TOKEN", ""), _WEIGHTS_ROOT.value)
+  speaker.engine.warm_up()  # so that no client waits for a compiler
   host, port = listener.getsockname()[:2]
   print(f"serving {service.name} at http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
   asyncio.run(run.Server(service, admin, _loopback(host)).run_until_told([listener]))

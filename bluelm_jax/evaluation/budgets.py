@@ -6,6 +6,7 @@ import numpy as np
 
 from bluelm_jax.data import chat as chat_lib
 from bluelm_jax.data.tasks import reasoning
+from bluelm_jax.evaluation import grounding
 from bluelm_jax.evaluation import statistics
 from bluelm_jax.inference.request import Options
 
@@ -41,8 +42,7 @@ def curve(engine, chat, tokenizer, asked: list[reasoning.Problem], budgets=BUDGE
 
 
 def _point(budget, answers, tokenizer, asked) -> Point:
-  said = [tokenizer.decode([t.token for t in answer if t.finish != "stop"]) for answer in answers]
-  right = sum(reasoning.is_correct(problem, text) for problem, text in zip(asked, said))
+  right = sum(reasoning.is_correct(problem, grounding.said(tokenizer, answer)) for problem, answer in zip(asked, answers))
   marks = [tokenizer.special_id(m) for m in (chat_lib.THINK_OPEN, chat_lib.THINK_CLOSE)]
   thought = [sum(t.phase == "think" and t.token not in marks for t in answer) for answer in answers]
   assert max(thought) <= budget, "the engine keeps budgets"

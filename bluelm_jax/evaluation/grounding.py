@@ -51,7 +51,12 @@ def predict(engine, chat, tokenizer, pictures: list[np.ndarray], asked: list[Ite
 def replies(engine, tokenizer, prompts, options: Options) -> list[str]:
   """Texts for many prompts."""
   answers = engine.generate(prompts, options)
-  return [tokenizer.decode([t.token for t in answer if t.finish != "stop"]) for (answer,) in answers]
+  return [said(tokenizer, answer) for (answer,) in answers]
+
+
+def said(tokenizer, answer) -> str:
+  """The text of one answer's tokens, markers of thought included and the end token left out."""
+  return tokenizer.decode([t.token for t in answer if t.finish != "stop"])
 
 
 def hit(reply: str, box) -> bool:
@@ -108,7 +113,7 @@ def ask_colors(engine, chat, tokenizer, path: str, count: int, seed: int) -> dic
       image = np.full_like(image, 127) if blank else image
       message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
       prompts.append(chat.prompt([message], thinking))
-    said = replies(engine, tokenizer, prompts, Options(max_tokens=48 if thinking else 4, thinking=thinking))
-    result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer.strip() for r, (*_, answer) in zip(said, made)])
-    result[f"{condition} replies"] = said
+    found = replies(engine, tokenizer, prompts, Options(max_tokens=48 if thinking else 4, thinking=thinking))
+    result[condition] = np.array([r.rsplit("</think>", 1)[-1].strip() == answer.strip() for r, (*_, answer) in zip(found, made)])
+    result[f"{condition} replies"] = found
   return result

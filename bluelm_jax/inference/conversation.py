@@ -26,7 +26,7 @@ class Speaker:
   model continues the prompt as plain text.
 
   Attributes:
-    model, params: as `load_pretrained` gives them.
+    model, params: as `load_pretrained` gives them, until `release`.
     tokenizer, chat: the checkpoint's own.
     think: the tokens around its thoughts, or None.
   """
@@ -52,7 +52,8 @@ class Speaker:
     self.think = None
     if self.tokenizer.has(chat_lib.THINK_OPEN) and self.tokenizer.has(chat_lib.THINK_CLOSE):
       marks = map(self.tokenizer.special_id, (chat_lib.THINK_OPEN, chat_lib.THINK_CLOSE))
-      self.think = Think(*marks, tuple(self.tokenizer.encode(wrap_up)))
+      blank = {i for text in ("\n", "\n\n") if len(ids := self.tokenizer.encode(text)) == 1 for i in ids}
+      self.think = Think(*marks, tuple(self.tokenizer.encode(wrap_up)), tuple(blank))
     elif wrap_up:
       raise ValueError("this tokenizer has no thinking tokens; leave wrap_up out")
     self._engine_options = engine
@@ -61,6 +62,11 @@ class Speaker:
   def engine(self) -> Engine:
     banned = [self.tokenizer.special_id(n) for n in chat_lib.IMAGE_MARKERS if self.tokenizer.has(n)]
     return Engine(self.model, self.params, end_ids=self.tokenizer.end_ids, banned=banned, think=self.think, **self._engine_options)
+
+  def release(self) -> None:
+    """Makes the engine and forgets `params`: from here on the engine's own are the only ones."""
+    self.engine
+    self.params = None
 
   def reply(self, prompt: str, image_paths: Sequence[str], options: Options) -> Iterator[Piece]:
     """Yields pieces of thought and answer as they come."""
@@ -75,10 +81,19 @@ class Speaker:
         return
 
   def answers(self, conversations: Sequence[tuple[Sequence[dict], Options]]) -> list[dict]:
-    """For each conversation {"thought", "answer", "finish"}, all in one batch; n = 1."""
+    """For each conversation {"thought", "answer", "finish"}, all in one batch; n = 1.
+
+    Raises:
+      ValueError: one that cannot be answered, by its number; then none is.
+    """
     requests, written = {}, [("", "", "") for _ in conversations]
     for i, (messages, options) in enumerate(conversations):
-      requests[self.engine.submit(self.prompt(messages, options.thinking), options)] = i, Writer(self.tokenizer, options.stop)
+      try:
+        requests[self.engine.submit(self.prompt(messages, options.thinking), options)] = i, Writer(self.tokenizer, options.stop)
+      except ValueError as e:
+        for request in requests:
+          self.engine.cancel(request)
+        raise ValueError(f"prompt {i + 1}: {e}") from e
     while self.engine.busy:
       for token in self.engine.step():
         i, writer = requests[token.request]

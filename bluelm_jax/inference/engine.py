@@ -18,12 +18,12 @@ from bluelm_jax.inference.request import Token
 from bluelm_jax.inference.schedule import Plan
 from bluelm_jax.inference.schedule import Sample
 from bluelm_jax.inference.schedule import Scheduler
+from bluelm_jax.kernels.attention.api import target_platform
 from bluelm_jax.models.config import BlueLMConfig
 from bluelm_jax.models.decoder import empty_pages
 from bluelm_jax.sharding import rules
 
 _ADMITTED = 8  # samples put into slots by one call
-_TEMPLATE_END = 4  # last tokens of a prompt, among which a chat template may begin a thought
 
 
 class Engine:
@@ -40,7 +40,7 @@ class Engine:
 
   def __init__(
       self, model, params, *, end_ids: Sequence[int], banned: Sequence[int] = (), think: sampling.Think | None = None, slots: int = 32,
-      pages: int | None = None, page_size: int = 16, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
+      pages: int | None = None, page_size: int | None = None, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
       bits: int | None = None, group: int | None = None, mesh: jax.sharding.Mesh | None = None, version: int = 0,
   ):
     """
@@ -50,7 +50,8 @@ class Engine:
       think: the model's thinking tokens; None for one that cannot think.
       slots: samples that draw at once.
       pages: of `page_size` tokens each; None: enough for a quarter of the slots at full context.
-      prefill_tokens: tokens of prompts read in one step at most.
+      page_size: None means 128 on TPUs, as their kernel wants it, and 16 elsewhere.
+      prefill_tokens: tokens of prompts read in one step at most; at least 32.
       tiles: visual tokens are kept for so many.
       kv_dtype: of keys and values, "int8" or None for the compute dtype.
       bits, group: of the decoder's weights, 8 or 4, and how many of their inputs share a scale; see `models.quantized`.
@@ -63,13 +64,16 @@ class Engine:
     config = self.model.config
     multimodal = isinstance(config, BlueLMConfig)
     self._decoder = config.decoder if multimodal else config
-    self.max_context = self._decoder.context
-    pages = pages or -(-self.max_context // page_size) * max(1, slots // 4)
+    if prefill_tokens < 2 * programs.ROW:
+      raise ValueError(f"prefill_tokens {prefill_tokens} is below {2 * programs.ROW}; use more")
+    page_size = page_size or (128 if target_platform() == "tpu" else 16)
+    pages = pages or -(-self._decoder.context // page_size) * max(1, slots // 4)
+    self.max_context = min(self._decoder.context, pages * page_size)
     self._pool = PagePool(pages, page_size)
     self._images = images.ImagePool(self.model, tiles, mesh) if multimodal else None
     self.params = self._weights.kept(params)
     self._scheduler = Scheduler(
-        self._pool, slots, max(2, prefill_tokens // programs.ROW), drafts, -(-self.max_context // page_size),
+        self._pool, slots, prefill_tokens // programs.ROW, drafts, -(-self.max_context // page_size),
         config.tokens_per_tile if multimodal else 1, self._images)
     masked = np.zeros(self._decoder.vocab_size, bool)
     masked[list(banned)] = True
@@ -89,19 +93,27 @@ class Engine:
   def busy(self) -> bool:
     return self._scheduler.busy
 
+  def warm_up(self) -> None:
+    """Compiles every program that a request may need, by steps in which nobody takes part."""
+    visual = self._images.visual_XD if self._images else None
+    for shape in self._scheduler.shapes():
+      batch = programs.Batch.empty(shape, self._scheduler.slots)
+      self._pages, self._slots, *_ = self._programs.step(shape, self.params, self._pages, self._slots, visual, batch)
+    if self._images:
+      self._images.warm_up(self.params)
+
   def submit(self, prompt: Example, options: Options) -> int:
     """Queues a prompt (`ChatFormat.prompt`); its tokens come from `step` under the number returned.
 
     Raises:
       ValueError: what this engine can never answer.
     """
-    length, pool = len(prompt.tokens), self._pool
+    length = len(prompt.tokens)
     if not length:
       raise ValueError("the prompt is empty; give some text")
     if length + options.max_tokens > self.max_context:
-      raise ValueError(f"a prompt of {length} tokens and {options.max_tokens} new ones exceed the context of {self.max_context}; shorten the prompt or max_tokens")
-    if (wanted := -(-(length + options.max_tokens) // pool.size)) > pool.total:
-      raise ValueError(f"a prompt of {length} tokens and {options.max_tokens} new ones need {wanted} pages of {pool.total}; start the engine with more")
+      raise ValueError(f"a prompt of {length} tokens and {options.max_tokens} new ones exceed the context of {self.max_context}; shorten the prompt or max_tokens"
+          + (", or start the engine with more pages" if self.max_context < self._decoder.context else ""))
     if len(prompt.tiles) and self._images is None:
       raise ValueError("this model does not see images; leave them out")
     if len(prompt.tiles) > (capacity := self._images.capacity if self._images else 0):
@@ -111,7 +123,7 @@ class Engine:
     if bad := [i for i in options.banned if not 0 <= i < self._decoder.vocab_size]:
       raise ValueError(f"banned id {bad[0]} is no token; use 0 to {self._decoder.vocab_size - 1}")
     stop_ids = self._end_ids if options.stop_ids is None else options.stop_ids
-    request = Request(next(self._ids), prompt, options, stop_ids, images.digests(prompt))
+    request = Request(next(self._ids), prompt, options, frozenset(stop_ids), images.digests(prompt))
     self._scheduler.add(request, self._first_state(prompt, options))
     return request.id
 
@@ -135,7 +147,8 @@ class Engine:
     self._scheduler.cancel(request_id)
 
   def stream(self, prompt: Example, options: Options) -> Iterator[Token]:
-    """The tokens of one prompt as they come; giving up the iterator ends the request."""
+    """The tokens of one prompt as they come; giving up the iterator ends the request. Raises as `generate` does."""
+    self._check_idle()
     request = self.submit(prompt, options)
     try:
       ended = 0
@@ -153,14 +166,24 @@ class Engine:
     Raises:
       ValueError: a prompt that cannot be answered, or other requests in the engine, whose tokens would be lost.
     """
-    if self.busy:
-      raise ValueError("the engine is answering others; submit and step by hand")
-    requests = {self.submit(prompt, options): i for i, prompt in enumerate(prompts)}
+    self._check_idle()
+    requests = {}
+    try:
+      for i, prompt in enumerate(prompts):
+        requests[self.submit(prompt, options)] = i
+    except ValueError:
+      for request in requests:
+        self.cancel(request)
+      raise
     answers = [[[] for _ in range(options.n)] for _ in prompts]
     while self.busy:
       for token in self.step():
         answers[requests[token.request]][token.sample].append(token)
     return answers
+
+  def _check_idle(self):
+    if self.busy:
+      raise ValueError("the engine is answering others; submit and step by hand")
 
   def update_weights(self, version: int, params) -> None:
     """Puts other weights of the same shapes in place, from any mesh or dtype; nothing is compiled anew.
@@ -171,7 +194,7 @@ class Engine:
       ValueError: a parameter of another shape.
     """
     self.params = weights.in_place_of(self.params, self._weights.kept(params))
-    self.version = self._scheduler.version = version
+    self.version = version
     self.flush()
 
   def flush(self) -> None:
@@ -190,9 +213,8 @@ class Engine:
   def _first_state(self, prompt, options) -> sampling.State:
     phase = sampling.BEFORE if options.thinking else sampling.ANSWERING
     if self._think is not None:
-      end = prompt.tokens[-_TEMPLATE_END:].tolist()  # what a user wrote lies before it
-      last = [i for i in end if i in (self._think.open_id, self._think.close_id)][-1:]
-      if last == [self._think.open_id]:  # the chat template has begun the thought
+      said = [i for i in prompt.tokens.tolist() if i not in self._think.blank]
+      if said[-1:] == [self._think.open_id]:  # the chat template has begun the thought
         phase = sampling.THINKING
     return sampling.State(*map(np.int32, (prompt.tokens[-1], phase, 0, -1, options.max_tokens)))
 
@@ -259,14 +281,14 @@ class Engine:
 
 
 def _guess(sample: Sample, count: int) -> np.ndarray:
-  """What followed the last time that the text's last tokens stood in it; -1 for no guess (arXiv 2304.04487, prompt lookup)."""
+  """What followed the last time that the text's last tokens stood in it; -1 for no guess (prompt lookup, arXiv 2304.04487)."""
   guess, tokens = np.full(count, -1, np.int32), sample.tokens
+  for end in range(max(sample.looked_through, 1), len(tokens)):  # what token `end` follows
+    for size in (3, 2):
+      sample.followed[tuple(tokens[max(end - size, 0) : end])] = end
+  sample.looked_through = len(tokens)
   most = len(sample.request.prompt.tokens) + sample.request.options.max_tokens - 1 - len(tokens)  # tokens after the next one
-  for size in (3, 2):
-    last = tokens[-size:]
-    for at in range(len(tokens) - size - 1, -1, -1):
-      if tokens[at : at + size] == last:
-        found = tokens[at + size : at + size + min(count, most)]
-        guess[: len(found)] = found
-        return guess
+  found = next((at for size in (3, 2) if (at := sample.followed.get(tuple(tokens[-size:]))) is not None), len(tokens))
+  ahead = tokens[found : found + min(count, most)]
+  guess[: len(ahead)] = ahead
   return guess

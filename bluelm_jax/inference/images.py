@@ -31,7 +31,7 @@ class ImagePool:
 
   def __init__(self, model, capacity: int, mesh=None):
     self.capacity = capacity
-    self._tokens_per_tile = model.config.tokens_per_tile
+    self._tokens_per_tile, self._side = model.config.tokens_per_tile, model.config.anyres.tile_size
     D = model.config.decoder.embed_dim
     self.visual_XD = jnp.zeros((capacity * self._tokens_per_tile, D), model.config.decoder.dtype, device=rules.replicated(mesh) if mesh else None)
     self._encode, self._mesh = jax.jit(functools.partial(_encode, model), donate_argnames="visual_XD"), mesh
@@ -69,6 +69,8 @@ class ImagePool:
     for digest in tiles:
       self._holders[digest] -= 1
       assert self._holders[digest] >= 0
+      if not self._holders[digest]:
+        del self._holders[digest]
 
   def encode(self, params) -> None:
     """Encodes the tiles held since the last time, those of many prompts together."""
@@ -76,12 +78,20 @@ class ImagePool:
     while self._unseen:
       size = next((b for b in _BATCHES if b >= len(self._unseen)), _BATCHES[-1])
       batch, self._unseen = self._unseen[:size], self._unseen[size:]
-      pixels = np.zeros((size, *batch[0][0].shape), np.uint8)
-      of_image, into = np.zeros(size, np.int32), np.full(size, self.capacity, np.int32)  # padding goes nowhere
-      for i, (tile, place, slot) in enumerate(batch):
-        pixels[i], of_image[i], into[i] = tile, place, slot
-      with rules.within(self._mesh):
-        self.visual_XD = self._encode(params, self.visual_XD, pixels, of_image, into)
+      self._write(params, size, batch)
+
+  def warm_up(self, params) -> None:
+    """Compiles what `encode` may run."""
+    for size in _BATCHES:
+      self._write(params, size, [])
+
+  def _write(self, params, size, batch) -> None:
+    pixels = np.zeros((size, self._side, self._side, 3), np.uint8)
+    of_image, into = np.zeros(size, np.int32), np.full(size, self.capacity, np.int32)  # padding goes nowhere
+    for i, (tile, place, slot) in enumerate(batch):
+      pixels[i], of_image[i], into[i] = tile, place, slot
+    with rules.within(self._mesh):
+      self.visual_XD = self._encode(params, self.visual_XD, pixels, of_image, into)
 
 
 def _encode(model, params, visual_XD, pixels_THWC, tile_places_T, into_T):

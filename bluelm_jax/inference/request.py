@@ -1,7 +1,6 @@
 """What is asked of the engine, and what it says."""
 
 import dataclasses
-import math
 from typing import NamedTuple, Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ class Options:
     top_p: keep the likeliest tokens up to this mass (arXiv 1904.09751).
     min_p: keep tokens at least this likely, as a share of the likeliest one (arXiv 2407.01082).
     repetition_penalty: logits of tokens seen before, in the prompt too, are divided by it, negative ones multiplied (arXiv 1909.05858).
-    seed: 32 bits; sample i of n draws by (seed, i, place in the sequence), whatever else runs beside it.
+    seed: 32 bits; sample i of n draws by (seed, i, place in the sequence), whatever else runs beside it, up to rounding.
     n: independent samples of the prompt.
     stop: texts at which an answer ends, before the first of them.
     stop_ids: token ids at which it ends; None means the model's end tokens.
@@ -56,11 +55,11 @@ class Options:
         raise ValueError(complaint)
 
     check(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
-    check(self.temperature == 0 or 1e-6 <= self.temperature < math.inf, f"temperature must be 0 or from 1e-6 on, not {self.temperature}")
+    check(self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, f"temperature must be 0 or from 1e-6 to 1e6, not {self.temperature}")
     check(self.top_k >= 0, f"top_k must be 0 or more, not {self.top_k}")
     check(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}")
     check(0 <= self.min_p <= 1, f"min_p must be from 0 to 1, not {self.min_p}")
-    check(0 < self.repetition_penalty < math.inf, f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+    check(1e-6 <= self.repetition_penalty <= 1e6, f"repetition_penalty must be from 1e-6 to 1e6, not {self.repetition_penalty}")
     check(0 <= self.seed < 2**32, f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
     check(self.n >= 1, f"n must be at least 1, not {self.n}")
     check(all(self.stop), "a stop text is empty; leave it out")
@@ -113,7 +112,7 @@ class Request(NamedTuple):
   id: int
   prompt: Example
   options: Options
-  stop_ids: tuple[int, ...]
+  stop_ids: frozenset[int]
   digests: list[bytes]
 
 

@@ -39,11 +39,11 @@ class Rules(NamedTuple):
     """One row of numpy scalars."""
     i, f = np.int32, np.float32
     budget = options.thinking_token_budget if options.thinking else 0
-    budget = _BOUNDLESS if budget is None else budget
+    budget = _BOUNDLESS if budget is None else min(budget, _BOUNDLESS)
     banned = np.full(MOST_BANNED, -1, i)
     banned[: len(options.banned)] = options.banned
     return cls(
-        np.uint32(options.seed), i(sample), f(options.temperature), i(options.top_k), f(options.top_p), f(options.min_p),
+        np.uint32(options.seed), i(sample), f(options.temperature), i(min(options.top_k, _BOUNDLESS)), f(options.top_p), f(options.min_p),
         f(options.repetition_penalty), i(budget), i(options.room if options.thinking else 0), i(options.top_logprobs), banned)
 
 
@@ -75,11 +75,13 @@ class Think(NamedTuple):
   Attributes:
     open_id, close_id: of `<think>` and `</think>`.
     wrap_up: ids of what is said before a thought is closed by force, where the budget has room for it.
+    blank: ids of white space, which a chat template may write behind the thought that it begins.
   """
 
   open_id: int
   close_id: int
   wrap_up: tuple[int, ...] = ()
+  blank: tuple[int, ...] = ()
 
 
 def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, think: Think | None):

@@ -30,6 +30,7 @@ class Sample:
     state: one row of `sampling.State`, as it enters its slot.
     pages: of what is read, in order.
     read: how many tokens are read, the step in flight included.
+    followed, looked_through: for guesses: where in the text what stood behind two or three tokens, and how far it is known.
   """
 
   request: Request
@@ -40,6 +41,8 @@ class Sample:
   read: int
   slot: int | None = None
   ended: bool = False
+  followed: dict[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
+  looked_through: int = 0
 
   @property
   def drawn(self) -> int:
@@ -63,7 +66,6 @@ class Prefill:
   keys: list[bytes]
   pages: list[int] = dataclasses.field(default_factory=list)
   read: int = 0
-  version: int = 0
   places: dict[bytes, int] = dataclasses.field(default_factory=dict)  # of the tiles it holds
 
   @property
@@ -97,7 +99,6 @@ class Scheduler:
     self.ready: collections.deque[Sample] = collections.deque()
     self.running: list[Sample] = []
     self._free_slots = list(range(slots - 1, -1, -1))
-    self.version = 0
     self.preemptions = 0
     self.prefix_tokens = 0
 
@@ -122,17 +123,18 @@ class Scheduler:
     return sum(map(self._pages_wanted, self._drawing() or [*self.ready][:1])) > self.pool.free
 
   def preempt(self, states: Callable[[int], sampling.State]) -> None:
-    """Takes pages back, from the last to come, until there are enough; what loses them is read again later.
+    """Takes pages back until there are enough, of half-read prompts first, then of the last to draw; what loses them is read again.
 
     Args:
       states: the state of a slot, no step being in flight.
     """
     while self.short():
       self.preemptions += 1
-      if len(self.ready) > (not self._drawing()):
-        self._send_back(self.ready.pop())
-      elif self.reading:
+      drawing = self._drawing()
+      if self.reading:
         self._restart(self.reading.pop())
+      elif self.ready and (len(drawing) == 1 or (not drawing and len(self.ready) > 1)):
+        self._send_back(self.ready.pop())  # the last to be had: most pages of theirs are shared
       else:
         sample = self.running.pop()
         sample.state = states(sample.slot)
@@ -219,12 +221,12 @@ class Scheduler:
       prefill = self.waiting[0]
       found = self.pool.find(prefill.keys)
       wanted = -(-prefill.end // self.pool.size) - len(found)
-      others = len(self.running) + len(self.ready)  # each will want a page soon
+      others = sum(max(1, self._pages_wanted(s)) for s in (*self.running, *self.ready))  # soon
       pages = self.pool.take(wanted) if wanted + others <= self.pool.free or not others else None
       if pages is None:
         self.pool.release(found)
         return
-      prefill.pages, prefill.read, prefill.version = [*found, *pages], len(found) * self.pool.size, self.version
+      prefill.pages, prefill.read = [*found, *pages], len(found) * self.pool.size
       if not self._hold_tiles(prefill):
         self._let_go(prefill)
         return
@@ -257,8 +259,7 @@ class Scheduler:
 
   def _fork(self, prefill: Prefill) -> None:
     """The samples of a prompt that is read go on, sharing its pages."""
-    if prefill.version == self.version:
-      self.pool.keep(prefill.pages[: len(prefill.keys)], prefill.keys)
+    self.pool.keep(prefill.pages[: len(prefill.keys)], prefill.keys)
     for _ in prefill.samples[1:]:
       self.pool.hold(prefill.pages)
     for index, state in prefill.samples:
@@ -284,12 +285,21 @@ class Scheduler:
       self.images.release(list(prefill.places))
       prefill.places = {}
 
-  def _laid_out(self, drawing, rows, copies, entering) -> Plan:
-    pages = max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows])
-    prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= len(rows))
+  def shapes(self) -> list[programs.Shape]:
+    """All that a step can have."""
+    pages = [n for n in _PAGES if n < self.most_pages] + [self.most_pages]
+    decodes = [n for n in _DECODES if n < self.slots] + [self.slots]
+    rows = [0, _FEW_ROWS, self.prefill_rows]
+    return list(dict.fromkeys(self._shape(d, r, p) for p in pages for d in decodes for r in rows))
+
+  def _shape(self, drawing: int, rows: int, pages: int) -> programs.Shape:
+    prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= rows)
     # With prefills there is one number of decodes only: programs are few.
-    decodes = self.slots if rows else _bucket(len(drawing), _DECODES, self.slots)
-    shape = programs.Shape(decodes, self.drafts, prefills, _bucket(pages, _PAGES, self.most_pages))
+    decodes = self.slots if rows else _bucket(drawing, _DECODES, self.slots)
+    return programs.Shape(decodes, self.drafts, prefills, _bucket(pages, _PAGES, self.most_pages))
+
+  def _laid_out(self, drawing, rows, copies, entering) -> Plan:
+    shape = self._shape(len(drawing), len(rows), max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows]))
     batch = programs.Batch.empty(shape, self.slots)
     for i, sample in enumerate(drawing):
       batch.slots_S[i], batch.positions_S[i] = sample.slot, sample.read

@@ -117,9 +117,11 @@ def draw(image_path: str | None, answer: str, output: str) -> str:
   else:
     cv2.circle(picture, corners[0], 4 * size, _RED, size)
   try:
-    cv2.imwrite(output, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-  except cv2.error as e:
-    raise ValueError(f"cannot write {output!r}; give a path that ends in .png") from e
+    written = cv2.imwrite(output, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+  except cv2.error:
+    written = False
+  if not written:
+    raise ValueError(f"cannot write {output!r}; give a path in a folder that exists and that ends in .png")
   return f"{'box' if len(corners) == 2 else 'point'} drawn in {output}"
 
 

@@ -75,7 +75,7 @@ def in_place_of(old, new):
   def one(path, a, b):
     if a.shape != b.shape:
       raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')} has shape {b.shape}, not {a.shape}; start another engine for this model")
-    return jax.device_put(b.astype(a.dtype), a.sharding)
+    return jax.device_put(b.astype(a.dtype), a.sharding, may_alias=False)  # a trainer may give its own away
 
   return jax.tree_util.tree_map_with_path(one, old, new)
 

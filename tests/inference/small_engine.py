@@ -16,7 +16,7 @@ from bluelm_jax.models import presets
 from bluelm_jax.models.bluelm import BlueLM
 
 TOKENIZER = Tokenizer()
-THINK = Think(TOKENIZER.special_id("<think>"), TOKENIZER.special_id("</think>"), (40, 41, 42))
+THINK = Think(TOKENIZER.special_id("<think>"), TOKENIZER.special_id("</think>"), (40, 41, 42), tuple(TOKENIZER.encode("\n")))
 SLOTS = 160  # of the rows that are read without a cache
 
 

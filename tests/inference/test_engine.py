@@ -1,6 +1,7 @@
 """The engine says what the trainer's forward pass says, whoever else is answered beside, and gives back all it takes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,12 +125,14 @@ def test_an_image_is_encoded_once_for_a_version_of_the_weights(monkeypatch):
   assert engine.stats()["tiles_encoded"] - before == 2 * len(shown.tiles)
 
 
-def test_new_weights_are_used_at_once_and_nothing_is_compiled():
+def test_new_weights_are_used_at_once_and_nothing_is_compiled(request):
   engine = small_engine.shared_engine()
+  request.addfinalizer(lambda: engine.update_weights(0, small_engine.model_and_params()[1]))
   asked = small_engine.prompts()
   options = Options(max_tokens=10)
-  old = [ids(a) for (a,) in run(engine, [(p, options) for p in asked])]
+  engine.warm_up()
   programs = engine.stats()["programs"]
+  old = [ids(a) for (a,) in run(engine, [(p, options) for p in asked])]
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), small_engine.model_and_params(seed=1)[1])  # of another dtype
   running = engine.submit(asked[0], options)
   tokens = engine.step() + engine.step() + engine.step() + engine.step()
@@ -145,7 +148,25 @@ def test_new_weights_are_used_at_once_and_nothing_is_compiled():
   with pytest.raises(ValueError, match="has shape"):
     engine.update_weights(8, jax.tree.map(lambda x: x[..., :1], params))
   check_empty(engine)
-  engine.update_weights(0, small_engine.model_and_params()[1])
+
+
+def test_weights_taken_over_are_copies():
+  """Whoever gave them may give their memory away."""
+  engine, prompt = small_engine.shared_engine(), small_engine.prompts()[0]
+  given = jax.tree.map(jnp.copy, small_engine.model_and_params()[1])
+  expected = run(engine, [(prompt, Options(max_tokens=4))])
+  engine.update_weights(0, given)
+  jax.tree.map(lambda x: x.delete(), given)
+  assert [t.token for t in run(engine, [(prompt, Options(max_tokens=4))])[0][0]] == [t.token for t in expected[0][0]]
+
+
+def test_a_thought_is_begun_by_the_template_alone():
+  """What a user wrote is before the marker of the assistant's turn."""
+  engine, think = small_engine.shared_engine(), small_engine.THINK
+  options = Options(max_tokens=12, thinking=True, thinking_token_budget=2)
+  phase = lambda *end: run(engine, [(plain_prompt([7, 8, *end]), options)])[0][0][0].phase
+  assert phase(think.open_id) == phase(think.open_id, *think.blank[:1]) == "think"
+  assert phase(think.open_id, 9) == "answer"
 
 
 def test_a_request_ends_where_it_is_told():
@@ -172,7 +193,8 @@ def test_guesses_change_nothing_but_the_number_of_steps():
   """A text that repeats itself, so that some guesses come true; greedy, at random, and with a thought cut short."""
   prompt = plain_prompt([7, 8, 9, 10] * 10, 1)
   plain, guessing = small_engine.shared_engine(), small_engine.new_engine(drafts=3)
-  for rules in (dict(), dict(temperature=0.5, seed=5), dict(temperature=0.5, seed=6, thinking=True, thinking_token_budget=6)):
+  begun = plain_prompt([*prompt.tokens, small_engine.THINK.open_id])
+  for prompt, rules in ((prompt, {}), (prompt, dict(temperature=0.5, seed=5)), (begun, dict(temperature=0.5, seed=6, thinking=True, thinking_token_budget=6))):
     options = Options(max_tokens=40, repetition_penalty=0.3, **rules)
     before = plain.stats()["steps"], guessing.stats()["steps"]
     (expected,), (found,) = run(plain, [(prompt, options)])[0], run(guessing, [(prompt, options)])[0]
@@ -180,6 +202,7 @@ def test_guesses_change_nothing_but_the_number_of_steps():
     np.testing.assert_allclose([t.logprob for t in found], [t.logprob for t in expected], atol=1e-4)
     assert [(t.phase, t.forced, t.finish) for t in found] == [(t.phase, t.forced, t.finish) for t in expected]
     assert guessing.stats()["steps"] - before[1] < plain.stats()["steps"] - before[0]
+  assert [t.phase for t in found].count("think") <= 7 and [t.token for t in found if t.forced][-1] == small_engine.THINK.close_id
   check_empty(guessing)
 
 
@@ -199,8 +222,17 @@ def test_what_cannot_be_answered_is_refused():
     engine.submit(prompt, Options(banned=(99999,)))
   with pytest.raises(ValueError, match="the prompt is empty"):
     engine.submit(plain_prompt([], 1), Options())
-  with pytest.raises(ValueError, match="need .* pages of 3; start the engine with more"):
+  with pytest.raises(ValueError, match="exceed the context of 48; .* or start the engine with more pages"):
     small_engine.new_engine(pages=3).submit(prompt, Options(max_tokens=60))
+  with pytest.raises(ValueError, match="exceed the context"):
+    engine.generate([prompt, prompt._replace(tokens=np.zeros(500, np.int32))], Options())
+  assert not engine.busy, "those that could be answered are let go"
+  engine.submit(prompt, Options(max_tokens=1))
+  for ask in (lambda: engine.generate([prompt], Options()), lambda: next(engine.stream(prompt, Options()))):
+    with pytest.raises(ValueError, match="answering others"):
+      ask()
+  while engine.busy:
+    engine.step()
   with pytest.raises(ValueError, match="no thinking tokens"):
     small_engine.new_engine(think=None).submit(prompt, Options(thinking=True))
   with pytest.raises(ValueError, match="tiles of images are more than the 0 kept"):

@@ -66,10 +66,11 @@ def test_a_file_is_answered_as_its_lines_alone(speaker, screen):
   assert found[1]["answer"] == said(p.text for p in speaker.reply("Where?", [str(screen)], Options(max_tokens=4)))
   for line, words in (
       ("{}", 'line 1: it needs a "prompt"'), ('{"prompt": "x", "top_x": 3}', "top_x"), ('{"prompt": "x", "images": ["none.png"]}', "none.png"),
-      ("no", "line 1: "), ('{"prompt": "x", "n": 2}', '"n" must be 1')):
+      ("no", "line 1: "), ('{"prompt": "x", "n": 2}', '"n" must be 1'), ('{"prompt": "x"}\n{"prompt": "x", "max_tokens": 400}', "prompt 2: .*exceed the context")):
     path.write_text(line)
     with pytest.raises(ValueError, match=words):
       list(terminal.many(speaker, path, OPTIONS))
+    assert not speaker.engine.busy
 
 
 def test_answers_are_drawn(screen, tmp_path):
@@ -80,6 +81,7 @@ def test_answers_are_drawn(screen, tmp_path):
   assert terminal.draw(str(screen), "(100,100)(900,500)", out).startswith("box")
   changed = np.argwhere((cv2.imread(out) != 200).any(-1))
   np.testing.assert_allclose([changed.min(0), changed.max(0)], [[8, 4], [40, 35]], atol=1.6)
-  for args, words in (((None, "(1,1)", out), "no image"), ((str(screen), "nothing", out), "points nowhere"), ((str(screen), "(1,1)", "x.what"), "ends in .png")):
+  for args, words in (((None, "(1,1)", out), "no image"), ((str(screen), "nothing", out), "points nowhere"), ((str(screen), "(1,1)", "x.what"), "ends in .png"),
+      ((str(screen), "(1,1)", str(tmp_path / "none" / "x.png")), "a folder that exists")):
     with pytest.raises(ValueError, match=words):
       terminal.draw(*args)

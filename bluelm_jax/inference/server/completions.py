@@ -31,6 +31,10 @@ def _prompts(fields, service) -> list[list[int]]:
   """One or many, as text or as ids."""
   found = fields.take_any("prompt")
   many = found if isinstance(found, list) and found and not isinstance(found[0], int) else [found]
+  if len(many) > service.limits.samples:  # before any is read
+    raise fields.refusal("prompt", f"holds {len(many)} prompts, over {service.limits.samples}; send fewer")
+  if sum(len(p) for p in many if isinstance(p, str)) > service.limits.text_characters:
+    raise fields.refusal("prompt", f"has over {service.limits.text_characters} characters; shorten it")
   out = []
   for prompt in many:
     if isinstance(prompt, str):

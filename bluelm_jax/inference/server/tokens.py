@@ -18,7 +18,7 @@ def read(fields: bodies.Fields, service) -> Asked:
   """Understands a request."""
   said = asking.sampling(fields)
   stop = fields.take_any("stop_token_ids")
-  said["stop_ids"] = None if stop is None else tuple(service.check_ids(fields, "stop_token_ids", stop))
+  said["stop_ids"] = None if stop is None else tuple(dict.fromkeys(service.check_ids(fields, "stop_token_ids", stop)))
   said["thinking"] = fields.take("thinking", bool, False)
   said["thinking_token_budget"], said["answer_tokens"] = fields.take("thinking_token_budget", int), fields.take("answer_tokens", int)
   if said["thinking"] and not service.thinks:
