@@ -74,7 +74,7 @@ def test_report(finished):
   assert all(f["low"] <= f["value"] <= f["high"] for f in values["figures"])
   assert values["claims"] and not any(c["holds"] for c in values["claims"])  # untrained, and too few items
   page = (finished / "report.html").read_text()
-  assert page.count("<polyline") == 5 and page.count("<figure>") == 6 and "not shown" in page
+  assert page.count("<polyline") == 6 and "Thinking within a budget" in page and page.count("<figure>") == 6 and "not shown" in page
   assert cv2.imread(str(finished / "grounding.png")) is not None
 
 
