@@ -111,7 +111,7 @@ def test_a_composed_model_can_be_shown_an_image(rows, tie, expected, tmp_path):
   assert speaker.model.config.decoder.vocab_size == expected and speaker.tokenizer.vocab_size == 257 + len(chat.MARKERS)
   assert [speaker.tokenizer.encode(m) for m in chat.MARKERS] == [[257 + i] for i in range(len(chat.MARKERS))]
   cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (30, 16, 3)).astype(np.uint8))
-  assert "".join(speaker.reply("What?", [tmp_path / "a.png"], Options(max_tokens=4, thinking=True)))
+  assert "".join(piece.text for piece in speaker.reply("What?", [tmp_path / "a.png"], Options(max_tokens=4, thinking=True)))
   compose.export(tmp_path / "ours", tmp_path / "back")
   again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back" / "decoder", dtype=torch.float32).eval()
   tokens = torch.arange(0, 257, 11)[None]

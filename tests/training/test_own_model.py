@@ -70,7 +70,7 @@ def test_a_composed_model_is_trained(composed, tmp_path):
   speaker = conversation.Speaker(workdir)
   assert speaker.tokenizer.encode("<|mine|>")[0] in speaker.tokenizer.end_ids
   cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 20, 3), np.uint8))
-  assert isinstance("".join(speaker.reply("What?", [tmp_path / "a.png"], Options(max_tokens=2))), str)
+  assert isinstance("".join(piece.text for piece in speaker.reply("What?", [tmp_path / "a.png"], Options(max_tokens=2))), str)
 
 
 def test_what_a_model_without_a_preset_needs(composed, tmp_path):

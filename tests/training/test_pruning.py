@@ -80,7 +80,7 @@ def test_a_checkpoint_like_any_other(teacher, tmp_path, capsys):
   lines = metrics.read(tmp_path / "w")
   assert [r["step"] for r in lines] == [1, 2, 3] and all(5 < r["loss"] < 30 for r in lines)
   speaker = conversation.Speaker(tmp_path / "w")
-  assert isinstance("".join(speaker.reply("What?", [], Options(max_tokens=2))), str)
+  assert isinstance("".join(piece.text for piece in speaker.reply("What?", [], Options(max_tokens=2))), str)
 
   written = files(tmp_path / "w")
   shutil.copytree(tmp_path / "w", tmp_path / "again")
