@@ -45,6 +45,7 @@ class Engine:
   ):
     """
     Args:
+      params: the trainer's tree. What has the engine's dtype and place already is kept as it is, not copied: do not donate it.
       end_ids: tokens that end an answer.
       banned: tokens never produced.
       think: the model's thinking tokens; None for one that cannot think.
@@ -64,6 +65,10 @@ class Engine:
     config = self.model.config
     multimodal = isinstance(config, BlueLMConfig)
     self._decoder = config.decoder if multimodal else config
+    if kv_dtype not in (None, "int8"):
+      raise ValueError(f"kv_dtype {kv_dtype!r} is unknown; use 'int8' or None")
+    if min(slots, pages or 1, page_size or 1) < 1 or drafts < 0:
+      raise ValueError(f"slots {slots}, pages {pages} and page_size {page_size} must be at least 1, drafts {drafts} at least 0")
     if prefill_tokens < 2 * programs.ROW:
       raise ValueError(f"prefill_tokens {prefill_tokens} is below {2 * programs.ROW}; use more")
     page_size = page_size or (128 if target_platform() == "tpu" else 16)

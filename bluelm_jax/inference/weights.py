@@ -27,6 +27,8 @@ class Weights:
       mesh: where they lie, or None for one device.
       bits, group: see `quantized.quantize`; None: as they are.
     """
+    if group is not None and bits is None:
+      raise ValueError(f"group {group} has no effect without bits; give both")
     if mesh is not None and bits is not None:
       raise ValueError("quantised weights are for one device; leave the mesh or the bits out")
     self.unrolled = jax.default_backend() == "cpu"
@@ -45,8 +47,9 @@ class Weights:
     return jax.tree_util.tree_map_with_path(self._in_layers, params, is_leaf=_is_quantized)
 
   def _cast(self, path, x):
-    # Norms are computed as they are stored.
-    return jnp.asarray(x, None if path[-1].key in ("scale", "bias") else self._decoder.dtype)
+    if path[-1].key in ("scale", "bias"):  # norms are computed as they are stored
+      return jnp.asarray(x)
+    return jnp.asarray(x, self.model.config.vision.dtype if path[0].key == "vision" else self._decoder.dtype)
 
   def _in_layers(self, path, x):
     if not self.unrolled or "layers" not in [p.key for p in path]:

@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -16,6 +18,7 @@ from bluelm_jax import load_pretrained
 from bluelm_jax.inference.engine import Engine
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
+from bluelm_jax.kernels.paged import api as paged
 from tests.bench import machine
 
 CONFIG = dict(
@@ -62,16 +65,42 @@ def theirs(model, requests, batch: int) -> float:
   return time.perf_counter() - start
 
 
-def throughput(engine, model, rounds: int):
-  print(f"\n| at once | requests | engine, tokens/s | transformers {transformers.__version__}, tokens/s | ratio |\n|---|---|---|---|---|")
+def throughput(engine, model, rounds: int, equal: int | None = None):
+  """`equal`: tokens of every answer, in place of ragged ones; then there are as many requests as are answered at once."""
+  print(f"\n{'Ragged answers' if equal is None else f'Answers of {equal} tokens'}:\n\n| at once | requests | engine, tokens/s | transformers {transformers.__version__}, tokens/s | ratio |\n|---|---|---|---|---|")
   for batch, count in BATCHES.items():
     requests, times = ragged(count, np.random.default_rng(batch)), []
+    if equal is not None:
+      requests, count = [(prompt, equal) for prompt, _ in requests[:batch]], batch
     ours(engine, requests, batch)  # compiles
     for _ in range(rounds):
       times.append((ours(engine, requests, batch), theirs(model, requests, batch)))
     mine, other = (statistics.median(t) for t in zip(*times))
     said = sum(new for _, new in requests)
     print(f"| {batch} | {count} | {said / mine:,.0f} | {said / other:,.0f} | {statistics.median(b / a for a, b in times):.2f} |", flush=True)
+
+
+def parts(engine):
+  """Milliseconds of a step that draws for 32 samples of 200 to 264 tokens, and of its attention alone."""
+  rng, layers = np.random.default_rng(0), engine.model.config.num_layers
+  for _ in range(32):
+    engine.submit(plain_prompt(rng.integers(1, 32_000, 200)), Options(max_tokens=64, stop_ids=()))
+  steps = []
+  while engine.busy:
+    start, drawing = time.perf_counter(), engine.stats()
+    engine.step()
+    if drawing["running"] == 32 and not drawing["waiting"]:
+      steps.append(time.perf_counter() - start)
+  c = engine.model.config
+  k, v = (jnp.ones((2401, c.num_kv_heads, 16, c.head_dim)) for _ in range(2))
+  args = jnp.ones((32, 1, c.num_heads, c.head_dim)), k, v, rng.integers(1, 2400, (32, 17)), rng.integers(200, 264, (32, 1))
+  attend, times = jax.jit(paged.attention), []
+  for _ in range(20):
+    start = time.perf_counter()
+    attend(*args).block_until_ready()
+    times.append(time.perf_counter() - start)
+  step, attention = 1000 * statistics.median(steps), 1000 * layers * statistics.median(times)
+  print(f"\nA step of 32 rows takes {step:.0f} ms, {attention:.0f} of them attention to pages in {layers} layers.", flush=True)
 
 
 def sharing(engine, rounds: int):
@@ -116,6 +145,8 @@ def main(rounds: int = 3):
   size = sum(p.numel() for p in model.parameters())
   print(f"{machine.line()}, torch {torch.__version__}; a Qwen3 of {size / 1e6:.0f} M parameters in float32, random weights, {rounds} rounds, medians")
   throughput(engine, model, rounds)
+  throughput(engine, model, rounds, equal=64)
+  parts(engine)
   sharing(engine, rounds)
   print("\n| requests a second | first token, ms, p50 / p99 | between tokens, ms, p50 / p99 | tokens/s |\n|---|---|---|---|")
   for rate in (0.5, 1.0, 2.0, 4.0):

@@ -233,6 +233,11 @@ def test_what_cannot_be_answered_is_refused():
       ask()
   while engine.busy:
     engine.step()
+  for options, words in (
+      (dict(group=32), "group 32 has no effect without bits"), (dict(kv_dtype="int4"), "kv_dtype 'int4' is unknown"), (dict(drafts=-1), "drafts -1"),
+      (dict(prefill_tokens=16), "prefill_tokens 16 is below 32"), (dict(bits=3), "8 or 4 bits, not 3")):
+    with pytest.raises(ValueError, match=words):
+      small_engine.new_engine(**options)
   with pytest.raises(ValueError, match="no thinking tokens"):
     small_engine.new_engine(think=None).submit(prompt, Options(thinking=True))
   with pytest.raises(ValueError, match="tiles of images are more than the 0 kept"):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from bluelm_jax.kernels.attention import api as attention_api
 
-
 IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu", "pallas_triton")
 
 
