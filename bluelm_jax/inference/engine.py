@@ -101,9 +101,12 @@ class Engine:
   def warm_up(self) -> None:
     """Compiles every program that a request may need, by steps in which nobody takes part."""
     visual = self._images.visual_XD if self._images else None
+    warm = set()
     for shape in self._scheduler.shapes():
       batch = programs.Batch.empty(shape, self._scheduler.slots)
-      self._pages, self._slots, *_ = self._programs.step(shape, self.params, self._pages, self._slots, visual, batch)
+      for asks in sampling.ASKS if shape[:2] not in warm else (sampling.LIKELIEST,):
+        self._pages, self._slots, *_ = self._programs.step(shape, asks, self.params, self._pages, self._slots, visual, batch)
+      warm.add(shape[:2])
     if self._images:
       self._images.warm_up(self.params)
 
@@ -128,7 +131,7 @@ class Engine:
     if bad := [i for i in options.banned if not 0 <= i < self._decoder.vocab_size]:
       raise ValueError(f"banned id {bad[0]} is no token; use 0 to {self._decoder.vocab_size - 1}")
     stop_ids = self._end_ids if options.stop_ids is None else options.stop_ids
-    request = Request(next(self._ids), prompt, options, frozenset(stop_ids), images.digests(prompt))
+    request = Request(next(self._ids), prompt, options, frozenset(stop_ids), images.digests(prompt), sampling.asks(options))
     self._scheduler.add(request, self._first_state(prompt, options))
     return request.id
 
@@ -147,9 +150,9 @@ class Engine:
       tokens += self._collect()
     return tokens
 
-  def cancel(self, request_id: int) -> None:
-    """Ends a request without a word and frees what it holds."""
-    self._scheduler.cancel(request_id)
+  def cancel(self, request_id: int, sample: int | None = None) -> None:
+    """Ends a request, or one of its samples, without a word and frees what it holds."""
+    self._scheduler.cancel(request_id, sample)
 
   def stream(self, prompt: Example, options: Options) -> Iterator[Token]:
     """The tokens of one prompt as they come; giving up the iterator ends the request. Raises as `generate` does."""
@@ -232,9 +235,9 @@ class Engine:
       for i, sample in enumerate(plan.rows):
         plan.batch.drafts_SQ[i] = _guess(sample, self.drafts)
     visual = self._images.visual_XD if self._images else None
-    self._pages, self._slots, drawn, counts = self._programs.step(plan.shape, self.params, self._pages, self._slots, visual, plan.batch)
+    self._pages, self._slots, told = self._programs.step(plan.shape, plan.asks, self.params, self._pages, self._slots, visual, plan.batch)
     self._steps += 1
-    return plan.rows, drawn, counts, self.version
+    return plan.rows, told, self.version
 
   def _copy(self, copies):
     count = 1 << (len(copies) - 1).bit_length()
@@ -259,26 +262,24 @@ class Engine:
     """The tokens of the step in flight; samples that end with them are freed."""
     if self._in_flight is None:
       return []
-    (rows, drawn, counts, version), self._in_flight = self._in_flight, None
+    (rows, told, version), self._in_flight = self._in_flight, None
     tops = any(s.request.options.top_logprobs for s in rows)
-    small = jax.tree.map(np.ndarray.tolist, jax.device_get(drawn._replace(top_ids=None, top_logprobs=None)))
-    top_ids, top_logprobs = jax.device_get((drawn.top_ids, drawn.top_logprobs)) if tops else (None, None)
-    counts = np.asarray(counts).tolist()
+    token, logprob, behaviour, thinking, forced, counts = told.rows()
+    top_ids, top_logprobs = jax.device_get((told.top_ids, told.top_logprobs)) if tops else (None, None)
     tokens = []
     for r, sample in enumerate(rows):
       if sample.ended:
         continue
       options = sample.request.options
-      sample.read += counts[r] - 1
-      for q in range(counts[r]):
-        token = small.token[r][q]
-        sample.tokens.append(token)
-        finish = "stop" if token in sample.request.stop_ids else "length" if sample.known == options.max_tokens else None
+      sample.read += counts[r][0] - 1
+      for q in range(counts[r][0]):
+        sample.tokens.append(token[r][q])
+        finish = "stop" if token[r][q] in sample.request.stop_ids else "length" if sample.known == options.max_tokens else None
         n = options.top_logprobs
         top = tuple(zip(top_ids[r, q, :n].tolist(), top_logprobs[r, q, :n].tolist())) if n else ()
-        phase = "think" if small.thinking[r][q] else "answer"
         tokens.append(Token(
-            sample.request.id, sample.index, token, small.logprob[r][q], small.behaviour[r][q], phase, small.forced[r][q], version, top, finish))
+            sample.request.id, sample.index, token[r][q], logprob[r][q], behaviour[r][q], "think" if thinking[r][q] else "answer",
+            bool(forced[r][q]), version, top, finish))
         if finish:
           self._scheduler.end(sample)
           break

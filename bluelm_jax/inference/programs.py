@@ -5,6 +5,7 @@ V vocabulary, D width.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -52,10 +53,22 @@ class Batch(NamedTuple):
 
   @classmethod
   def empty(cls, shape: Shape, slots: int) -> "Batch":
+    return cls(*(np.full(dims, fill, np.int32) for dims, fill in zip(cls._dims(shape), (slots, -1, -1, 0, 0, -1, -1, 0), strict=True)))
+
+  @classmethod
+  def _dims(cls, shape: Shape):
     S, C, M = shape.decodes, shape.prefills, shape.pages
-    full = lambda fill, *dims: np.full(dims, fill, np.int32)
-    return cls(
-        full(slots, S), full(-1, S), full(-1, S, shape.drafts), full(0, S, M), full(0, C, ROW), full(-1, C, ROW), full(-1, C, ROW), full(0, C, M))
+    return (S,), (S,), (S, shape.drafts), (S, M), (C, ROW), (C, ROW), (C, ROW), (C, M)
+
+  def packed(self) -> np.ndarray:
+    """One row of numbers: one transfer."""
+    return np.concatenate([x.reshape(-1) for x in self])
+
+  @classmethod
+  def unpacked(cls, numbers, shape: Shape) -> "Batch":
+    dims = cls._dims(shape)
+    ends = np.cumsum([math.prod(d) for d in dims]).tolist()
+    return cls(*(numbers[start:end].reshape(d) for start, end, d in zip([0, *ends], ends, dims)))
 
 
 class Slots(NamedTuple):
@@ -71,31 +84,61 @@ class Slots(NamedTuple):
   seen_SV: jax.Array
 
 
+class Told(NamedTuple):
+  """What a step's rows drew, for the host.
+
+  Attributes:
+    numbers: int32 [6, S, Q], one transfer: token, log-probability, that under the distribution drawn from, whether of a thought,
+      whether forced, how many of the row's tokens count (1 and the guesses that came true).
+    top_ids, top_logprobs: [S, Q, MOST_TOP_LOGPROBS].
+  """
+
+  numbers: jax.Array
+  top_ids: jax.Array
+  top_logprobs: jax.Array
+
+  @classmethod
+  def of(cls, drawn: sampling.Drawn, counts_S):
+    bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)
+    counts_SQ = jnp.broadcast_to(counts_S[:, None], drawn.token.shape)
+    return cls(jnp.stack([bits(x) for x in (*drawn[:5], counts_SQ)]), drawn.top_ids, drawn.top_logprobs)
+
+  def rows(self) -> list[list]:
+    """Waits; the six of `numbers`, as lists [S][Q]."""
+    numbers = np.asarray(self.numbers)
+    return [(x.view(np.float32) if i in (1, 2) else x).tolist() for i, x in enumerate(numbers)]
+
+
 class Programs:
   """Compiled programs by shape: a step is a forward pass, and a draw from its logits that does not depend on all of the shape."""
 
   def __init__(self, model, masked_V: np.ndarray, think: sampling.Think | None, mesh=None):
     self.model, self.think, self.masked_V, self.mesh = model, think, masked_V, mesh
     self.compiled: dict[tuple, jax.stages.Compiled] = {}
-    self._forward = jax.jit(self._forward_fn, donate_argnames="pages")
-    self._draw = jax.jit(self._draw_fn, donate_argnames="slots")
+    self._forward = jax.jit(self._forward_fn, static_argnames="shape", donate_argnames="pages")
+    self._draws = [jax.jit(functools.partial(self._draw_fn, most), donate_argnames="slots") for most in sampling.ASKS]
     self.admit = jax.jit(_admit, donate_argnames="slots")
     self.count_seen = jax.jit(lambda slots, slot, seen_V: slots._replace(seen_SV=slots.seen_SV.at[slot].set(seen_V)), donate_argnames="slots")
     self.copy_pages = jax.jit(functools.partial(_copy_pages, getattr(model.config, "decoder", model.config).num_layers), donate_argnames="pages")
 
-  def step(self, shape: Shape, params, pages, slots: Slots, visual_XD, batch: Batch):
-    """(pages, slots, `sampling.Drawn` of [S, Q], how many tokens of each row count: 1 and the drafts that came true)."""
-    pages, logits_SQV = self._run(self._forward, shape, params, pages, slots.state.token, visual_XD, batch)
-    return pages, *self._run(self._draw, shape[:2], slots, logits_SQV, *batch[:3])
+  def step(self, shape: Shape, asks: int, params, pages, slots: Slots, visual_XD, batch: Batch):
+    """(pages, slots, `Told`).
 
-  def _run(self, program, key, *args):
+    Args:
+      asks: of the rows at most; see `sampling.asks`.
+    """
+    pages, *rows = self._run(self._forward, shape, params, pages, slots.state.token, visual_XD, batch.packed(), shape=shape)
+    return pages, *self._run(self._draws[asks], shape[:2], slots, *rows)
+
+  def _run(self, program, key, *args, **static):
     if (program, key) not in self.compiled:
       with rules.within(self.mesh):
-        self.compiled[program, key] = program.lower(*args).compile()
+        self.compiled[program, key] = program.lower(*args, **static).compile()
     return self.compiled[program, key](*args)
 
-  def _forward_fn(self, params, pages, token_of_slot, visual_XD, batch):
-    S, Q = len(batch.slots_S), batch.drafts_SQ.shape[1] + 1
+  def _forward_fn(self, params, pages, token_of_slot, visual_XD, numbers, *, shape):
+    batch = Batch.unpacked(numbers, shape)
+    S, Q = shape.decodes, shape.drafts + 1
     inputs_SQ = jnp.concatenate([token_of_slot[batch.slots_S][:, None], jnp.maximum(batch.drafts_SQ, 0)], axis=1)
     positions_SQ = _positions(batch.positions_S, batch.drafts_SQ)
     flat = lambda a, b: jnp.concatenate([a.reshape(-1), b.reshape(-1)])
@@ -110,15 +153,15 @@ class Programs:
         {"params": weights.whole(params)}, flat(inputs_SQ, batch.tokens_CB)[None],
         positions=jnp.maximum(flat(positions_SQ, batch.positions_CB), 0)[None], cache=cache, method="readout", **images)
     pages = tuple(rules.constrain(x, None, "kv_heads", *[None] * (x.ndim - 2)) for x in cache.pages)
-    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
+    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1), *batch[:3]
 
-  def _draw_fn(self, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
+  def _draw_fn(self, most, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
     state, asked = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))
     positions_SQ = _positions(positions_S, drafts_SQ)
     found, counts, alive, seen_SV = [], jnp.zeros(len(slots_S), jnp.int32), positions_S >= 0, slots.seen_SV
     for i in range(logits_SQV.shape[1]):
       drawn, after = sampling.draw(
-          logits_SQV[:, i], asked, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think)
+          logits_SQV[:, i], asked, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think, most)
       found.append(drawn)
       state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, state)
       counts += alive
@@ -127,7 +170,7 @@ class Programs:
         alive &= drawn.token == drafts_SQ[:, i]
     slots = Slots(slots.rules, jax.tree.map(lambda all_, new: all_.at[slots_S].set(new), slots.state, state), seen_SV)
     slots = jax.tree.map(lambda x: rules.constrain(x, *[None] * x.ndim), slots)
-    return slots, jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found), counts
+    return slots, Told.of(jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found), counts)
 
 
 def new_slots(vocab_size: int, count: int) -> Slots:

@@ -107,13 +107,14 @@ class Token(NamedTuple):
 
 
 class Request(NamedTuple):
-  """A prompt in the engine; `digests` tell its tiles apart, see `images.digests`."""
+  """A prompt in the engine; `digests` tell its tiles apart, see `images.digests`, and `asks` what its draws need, see `sampling.asks`."""
 
   id: int
   prompt: Example
   options: Options
   stop_ids: frozenset[int]
   digests: list[bytes]
+  asks: int
 
 
 def plain_prompt(ids: Sequence[int], tile_size: int = 1) -> Example:

@@ -14,6 +14,7 @@ from bluelm_jax.inference.request import MOST_TOP_LOGPROBS
 from bluelm_jax.inference.request import Options
 
 BEFORE, THINKING, ANSWERING = 0, 1, 2  # phases of a sample
+ASKS = LIKELIEST, PLAIN, ANYTHING = range(3)  # what a draw is asked for at most: no chance; the distribution as it is; all else too
 _NEVER = -jnp.inf
 _BOUNDLESS = 2**30
 _LANE = 128
@@ -84,13 +85,22 @@ class Think(NamedTuple):
   blank: tuple[int, ...] = ()
 
 
-def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, think: Think | None):
+def asks(options: Options) -> int:
+  """LIKELIEST, PLAIN or ANYTHING."""
+  o, plain = options, Options()
+  if o.banned or any(getattr(o, name) != getattr(plain, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty", "top_logprobs")):
+    return ANYTHING
+  return PLAIN if o.temperature else LIKELIEST
+
+
+def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, think: Think | None, most: int = ANYTHING):
   """One token for each row.
 
   Args:
     position_S: of the token to come; with the seed it fixes the draw, whatever the other rows are.
     seen: () -> bool [S, V], tokens that the repetition penalty counts; called only where a row has a penalty.
     masked_V: bool, tokens that no row may produce.
+    most: what the rows ask at most (`asks`); the program does no more, and up to PLAIN it has no branches, at which a GPU waits for its host.
 
   Returns:
     (Drawn, the state after it).
@@ -98,11 +108,11 @@ def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, thin
   S, V = logits_SV.shape
   raw_SV = logits_SV.astype(jnp.float32)
   rows = jnp.arange(S)
-  logits = jax.lax.cond(jnp.any(rules.penalty != 1), lambda x: _penalised(x, seen(), rules.penalty), lambda x: x, raw_SV)
+  if_any = lambda asked_S, run, x: jax.lax.cond(jnp.any(asked_S), run, lambda x: x, x) if most == ANYTHING else x
+  logits = if_any(rules.penalty != 1, lambda x: _penalised(x, seen(), rules.penalty), raw_SV)
   logits = jnp.where(masked_V, _NEVER, logits)
-  logits = jax.lax.cond(
-      jnp.any(rules.banned[:, 0] >= 0),
-      lambda x: x.at[rows[:, None], jnp.where(rules.banned < 0, V, rules.banned)].set(_NEVER, mode="drop"), lambda x: x, logits)
+  ban = lambda x: x.at[rows[:, None], jnp.where(rules.banned < 0, V, rules.banned)].set(_NEVER, mode="drop")
+  logits = if_any(rules.banned[:, 0] >= 0, ban, logits)
   forced, forced_token = jnp.zeros(S, bool), jnp.zeros(S, jnp.int32)
   if think is not None:
     may_open = (state.phase == BEFORE) & (state.left >= rules.room + 2)
@@ -112,16 +122,17 @@ def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, thin
   greedy = rules.temperature == 0
   logits /= jnp.where(greedy, 1.0, rules.temperature)[:, None]
   filtered = ~greedy & ((rules.top_k > 0) | (rules.top_p < 1) | (rules.min_p > 0))
-  logits = jax.lax.cond(jnp.any(filtered), lambda x: _filtered(x, rules), lambda x: x, logits)
+  logits = if_any(filtered, lambda x: _filtered(x, rules), logits)
   best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  drawn, total_log = jax.lax.cond(
-      jnp.all(greedy), lambda x: (best, jnp.zeros(S)), lambda x: _by_mass(x, _uniform(rules, position_S)), logits)
+  drawn, total_log = (best, jnp.zeros(S)) if most == LIKELIEST else _by_mass(logits, _uniform(rules, position_S))
   token = jnp.where(forced, forced_token, jnp.where(greedy, best, drawn))
   pick = lambda x: jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
   raw_logs = jax.nn.logsumexp(raw_SV, axis=-1)
   behaviour = jnp.where(forced | greedy, 0.0, pick(logits) - total_log)
   none = jnp.zeros((S, MOST_TOP_LOGPROBS), jnp.int32), jnp.zeros((S, MOST_TOP_LOGPROBS))
-  top_ids, top = jax.lax.cond(jnp.any(rules.tops > 0), lambda x: _top(x, raw_logs), lambda x: none, raw_SV)
+  top_ids, top = none
+  if most == ANYTHING:
+    top_ids, top = jax.lax.cond(jnp.any(rules.tops > 0), lambda x: _top(x, raw_logs), lambda x: none, raw_SV)
   after = state._replace(token=token, left=state.left - 1)
   thinking = state.phase == THINKING
   if think is not None:

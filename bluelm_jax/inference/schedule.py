@@ -16,9 +16,12 @@ from bluelm_jax.inference.pages import PagePool
 from bluelm_jax.inference.pages import page_keys
 from bluelm_jax.inference.programs import ROW
 from bluelm_jax.inference.request import Request
+from bluelm_jax.kernels.attention.api import target_platform
 
 # Few sizes, so that few programs are compiled; a table's empty places cost nothing but their transfer.
 _FEW_ROWS, _DECODES, _PAGES = 2, (1, 8, 64, 256, 1024), (32, 512, 8192)
+# One row's products XLA makes from multiplications and sums on a GPU, whose products go to memory in between; eight rows read no more.
+_FEWEST_DECODES = {"gpu": 8}
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,6 +86,10 @@ class Plan:
   copies: list[tuple[int, int]]
   entering: list[Sample]
 
+  @property
+  def asks(self) -> int:
+    return max((sample.request.asks for sample in self.rows), default=sampling.LIKELIEST)
+
 
 class Scheduler:
   """Queues and pages of one engine.
@@ -99,6 +106,8 @@ class Scheduler:
     self.ready: collections.deque[Sample] = collections.deque()
     self.running: list[Sample] = []
     self._free_slots = list(range(slots - 1, -1, -1))
+    fewest = _FEWEST_DECODES.get(target_platform(), 1)
+    self._decodes = [n for n in _DECODES if fewest <= n < slots] + [max(fewest, slots)]
     self.preemptions = 0
     self.prefix_tokens = 0
 
@@ -174,15 +183,19 @@ class Scheduler:
     self._free_slots.append(sample.slot)
     self.pool.release(sample.pages)
 
-  def cancel(self, request_id: int) -> None:
-    for prefill in [p for p in self.reading if p.request.id == request_id]:
+  def cancel(self, request_id: int, index: int | None = None) -> None:
+    """Ends one sample of a request, or with None all."""
+    meant = lambda request, i: request.id == request_id and index in (None, i)
+    for prefill in (*self.reading, *self.waiting):
+      prefill.samples = [(i, state) for i, state in prefill.samples if not meant(prefill.request, i)]
+    for prefill in [p for p in self.reading if not p.samples]:
       self.reading.remove(prefill)
       self._let_go(prefill)
-    self.waiting = collections.deque(p for p in self.waiting if p.request.id != request_id)
-    for sample in [s for s in self.ready if s.request.id == request_id]:
+    self.waiting = collections.deque(p for p in self.waiting if p.samples)
+    for sample in [s for s in self.ready if meant(s.request, s.index)]:
       self.ready.remove(sample)
       self.pool.release(sample.pages)
-    for sample in [s for s in self.running if s.request.id == request_id]:
+    for sample in [s for s in self.running if meant(s.request, s.index)]:
       self.end(sample)
 
   def flush(self) -> None:
@@ -288,15 +301,14 @@ class Scheduler:
   def shapes(self) -> list[programs.Shape]:
     """All that a step can have."""
     pages = [n for n in _PAGES if n < self.most_pages] + [self.most_pages]
-    decodes = [n for n in _DECODES if n < self.slots] + [self.slots]
     rows = [0, _FEW_ROWS, self.prefill_rows]
-    return list(dict.fromkeys(self._shape(d, r, p) for p in pages for d in decodes for r in rows))
+    return list(dict.fromkeys(self._shape(d, r, p) for p in pages for d in self._decodes for r in rows))
 
   def _shape(self, drawing: int, rows: int, pages: int) -> programs.Shape:
     prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= rows)
     # With prefills there is one number of decodes only: programs are few.
-    decodes = self.slots if rows else _bucket(drawing, _DECODES, self.slots)
-    return programs.Shape(decodes, self.drafts, prefills, _bucket(pages, _PAGES, self.most_pages))
+    decodes = next(n for n in self._decodes if n >= (self.slots if rows else drawing))
+    return programs.Shape(decodes, self.drafts, prefills, min(next((n for n in _PAGES if n >= pages), self.most_pages), self.most_pages))
 
   def _laid_out(self, drawing, rows, copies, entering) -> Plan:
     shape = self._shape(len(drawing), len(rows), max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows]))
@@ -315,8 +327,3 @@ class Scheduler:
     index, N = prefill.vision_index[start:stop], self.tokens_per_tile
     place = [prefill.places[prefill.request.digests[i // N]] if i >= 0 else 0 for i in index]
     return np.where(index >= 0, np.array(place) * N + index % N, -1)
-
-
-def _bucket(n: int, sizes, most: int) -> int:
-  """The first of the sizes that is at least n, but not above `most`."""
-  return min(next((size for size in sizes if size >= n), most), most)

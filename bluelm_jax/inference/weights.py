@@ -1,7 +1,7 @@
-"""A model's parameters as the engine's steps read them: in the compute dtype or in fewer bits, and on CPUs a layer at a time.
+"""A model's parameters as the engine's steps read them: in the compute dtype or in fewer bits, and but for TPUs a layer at a time.
 
-A stacked parameter, sliced, is copied by XLA's CPU backend, as much work as the product with one token's states that it is for.
-So the layers are kept apart, and stacked again only inside the program, where the compiler cancels stack against slice.
+A stacked parameter, sliced, is copied by XLA's CPU and GPU backends, as much work as the product with one token's states that it
+is for. So the layers are kept apart, and stacked again only inside the program, where the compiler cancels stack against slice.
 """
 
 import jax
@@ -18,7 +18,7 @@ class Weights:
   """How an engine keeps a model's parameters.
 
   Attributes:
-    model: without rematerialisation; on CPUs its layers are unrolled.
+    model: without rematerialisation; but for TPUs its layers are unrolled.
   """
 
   def __init__(self, model, mesh, bits: int | None, group: int | None):
@@ -31,7 +31,7 @@ class Weights:
       raise ValueError(f"group {group} has no effect without bits; give both")
     if mesh is not None and bits is not None:
       raise ValueError("quantised weights are for one device; leave the mesh or the bits out")
-    self.unrolled = jax.default_backend() == "cpu"
+    self.unrolled = jax.default_backend() != "tpu"
     fields = {"remat": "none", "quantized": bits is not None, **({"scan_layers": False} if self.unrolled else {})}
     self.model = type(model)(with_execution(model.config, **fields))
     self.mesh, self._bits, self._group = mesh, bits, group

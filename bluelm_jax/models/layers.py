@@ -112,6 +112,7 @@ def stacked(block: type[nn.Module], config, length: int, policy, in_axes, **scan
       in_axes=in_axes,
       length=length,
       unroll=1 if config.scan_layers else length,
+      check_constancy_invariants=False,  # one tracing less; nothing is broadcast out of a layer
       metadata_params={nn.PARTITION_NAME: "layers"},
       **scan_kwargs,
   )

@@ -130,16 +130,18 @@ def update(tx: optax.GradientTransformation, state: TrainState, grads, loss, cou
   Args:
     counts, activations: of the step's batches; see `make_loss`.
     rule: a step that it finds bad leaves parameters and optimizer as they were. Adds "bad_in_a_row" and "grad_norm_mean" to the metrics.
-    watcher: adds "watch", what `watch.measure` finds.
+    watcher: adds "watch", what `watch.before` and `after` find.
   """
   norm = optax.tree.norm(grads)
   metrics = {"loss": loss, "grad_norm": norm, **counts}
   if watcher:
-    grads, metrics["watch"] = watch.measure(watcher, tx, state, grads, activations)
+    grads, seen = watch.before(watcher, state, grads, activations)
   updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
   trainable, guard = optax.apply_updates(state.trainable, updates), state.guard
   if rule:
     bad, guard = spikes.judge(rule, state.guard, state.step + 1, loss, norm)
     trainable, opt_state = spikes.unless(bad, (state.trainable, state.opt_state), (trainable, opt_state))
     metrics |= {"bad_in_a_row": guard.row, "grad_norm_mean": guard.mean}
+  if watcher:
+    metrics["watch"] = watch.after(watcher, state.step, seen, updates, opt_state)
   return TrainState(state.step + 1, trainable, state.frozen, opt_state, guard), metrics

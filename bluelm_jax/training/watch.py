@@ -1,8 +1,8 @@
 """What goes on inside a train step: norms by group of parameters, activations by layer, learning rates.
 
-All is computed inside the step's one program, under a condition on the step's number. A second program would compile
-twice, for minutes at full size. The price of the condition is the optimizer's update, made once more on a watched step: kept for
-both, it would lie in memory on all of them.
+All is computed inside the step's one program. A second program would compile twice, for minutes at full size. What lies in memory
+anyhow is read under a condition on the step's number, gradients before the update and moments after it; the updates themselves never
+lie there together, so their squares are summed as they are made, on every step.
 
 Shapes: B batch, S sequence, D width, L layers; tiles and their patches stand for B and S in a vision tower.
 """
@@ -65,36 +65,52 @@ def check_groups(config, paths) -> None:
     optimizer_lib.check_patterns(f"watch.groups.{name}", _several(patterns), paths)
 
 
-def measure(w: Watcher, tx: optax.GradientTransformation, state, grads, activations: dict):
+def before(w: Watcher, state, grads, activations: dict):
   """(grads, float32 numbers by name: scalars, and [L] of each layer), the latter 0 on a step that is not watched.
 
-  L2 norms are over all trainable parameters of a group, on all devices: of the parameters before the update, the
-  gradients before clipping, the updates, and the moments after it.
+  L2 norms are over all trainable parameters of a group, on all devices: here of the parameters before the update and the
+  gradients before clipping.
 
   Args:
     activations: of `Taps`.
   """
 
   def numbers():
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-    trees = {"param": state.trainable, "gradient": grads, "update": updates, **_moments(opt_state, state.trainable)}
-    squares = {kind: {p: jnp.sum(jnp.square(x.astype(jnp.float32))) for p, x in tree.items()} for kind, tree in trees.items()}
-    found = {}
-    for name, members in w.groups.items():
-      for kind, of_kind in squares.items():
-        if parts := [of_kind[p] for p in members if p in of_kind]:
-          found[f"{kind}_norm/{name}"] = jnp.sqrt(sum(parts))
-      found[f"update_ratio/{name}"] = found[f"update_norm/{name}"] / found[f"param_norm/{name}"]
     schedules = jax.tree.leaves(state.opt_state, is_leaf=_is_schedule)
     count = next(s.count for s in schedules if _is_schedule(s))
-    return found | {f"learning_rate/{name}": jnp.float32(rate(count)) for name, rate in w.rates.items()}
+    rates = {f"learning_rate/{name}": jnp.float32(rate(count)) for name, rate in w.rates.items()}
+    return rates | _norms(w, {"param": _squares(state.trainable), "gradient": _squares(grads)})
 
-  zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(numbers))
   # First the condition, then the update, which takes over the memory of what the condition reads.
-  grads, found = jax.lax.optimization_barrier((grads, jax.lax.cond(w.due(state.step), numbers, zeros)))
+  grads, found = jax.lax.optimization_barrier((grads, _if_due(w, state.step, numbers)))
   for part, sums in activations.items():
     found |= {f"activation_rms/{part}": jnp.sqrt(sums["squares"] / jnp.maximum(sums["count"], 1.0)), f"activation_max/{part}": sums["largest"]}
   return grads, found
+
+
+def after(w: Watcher, step, found: dict, updates, opt_state):
+  """`found` of `before` with the norms of the updates and of the moments that are kept, and the ratio of update to parameter."""
+  found |= jax.tree.map(lambda x: jnp.where(w.due(step), x, 0.0), _norms(w, {"update": _squares(updates)}))
+  for name in w.groups:
+    found[f"update_ratio/{name}"] = found[f"update_norm/{name}"] / jnp.where(w.due(step), found[f"param_norm/{name}"], 1.0)
+  moments = _moments(opt_state, updates)
+  return found | _if_due(w, step, lambda: _norms(w, {kind: _squares(tree) for kind, tree in moments.items()}))
+
+
+def _if_due(w, step, numbers):
+  """What `numbers` gives, or as many zeros."""
+  zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(numbers))
+  return jax.lax.cond(w.due(step), numbers, zeros)
+
+
+def _squares(tree):
+  return {p: jnp.sum(jnp.square(x.astype(jnp.float32))) for p, x in tree.items()}
+
+
+def _norms(w, squares):
+  """{kind_norm/group: root of the group's summed squares} of {kind: {path: sum of squares}}, where a group has any."""
+  parts = {f"{kind}_norm/{name}": [of_kind[p] for p in members if p in of_kind] for name, members in w.groups.items() for kind, of_kind in squares.items()}
+  return {name: jnp.sqrt(sum(found)) for name, found in parts.items() if found}
 
 
 def _is_schedule(node) -> bool:

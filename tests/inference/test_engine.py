@@ -181,12 +181,26 @@ def test_a_request_ends_where_it_is_told():
   next(stream)
   stream.close()
   assert not engine.busy
+  check_one_sample_ends(engine, prompt, ids(free))
   cancelled = [engine.submit(p, Options(max_tokens=40, n=3)) for p in small_engine.prompts()]
   for request in cancelled:
     engine.step()
     engine.cancel(request)
   assert not [t for _ in range(3) for t in engine.step()]
   check_empty(engine)
+
+
+def check_one_sample_ends(engine, prompt, whole):
+  """Before it is read, and while it draws: the others say all they have to say."""
+  request = engine.submit(prompt, Options(max_tokens=8, n=3))
+  engine.cancel(request, 0)
+  said = {i: [] for i in range(3)}
+  while engine.busy:
+    for token in engine.step():
+      said[token.sample].append(token.token)
+    if len(said[1]) == 3:
+      engine.cancel(request, 1)
+  assert said == {0: [], 1: whole[:3], 2: whole}
 
 
 def test_guesses_change_nothing_but_the_number_of_steps():

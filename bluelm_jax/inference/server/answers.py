@@ -57,7 +57,8 @@ class Answers:
       except ValueError as e:
         raise Refusal(400, str(e)) from e
       service.metrics.tokens_in.inc(reply.usage.prompt_tokens)
-      await (self._pieces if asked.stream else self._whole)(reply, self._steps(stream, began), _Sender(send, service.limits.send_seconds))
+      steps = self._steps(stream, reply, began)
+      await (self._pieces if asked.stream else self._whole)(reply, steps, _Sender(send, service.limits.send_seconds))
     except Broken as e:
       raise Refusal(503 if isinstance(e, Stopped) else 500, str(e)) from e
     finally:
@@ -75,9 +76,9 @@ class Answers:
     except ValueError as e:
       raise Refusal(400, str(e)) from e
 
-  async def _steps(self, stream, began):
-    """The stream's steps, timed."""
-    metrics, last = self._service.metrics, {}
+  async def _steps(self, stream, reply, began):
+    """The stream's steps, timed; a choice that the reply has at its end by a stop text draws no more."""
+    metrics, last, over = self._service.metrics, {}, set()
     async for step in stream.steps():
       now = time.perf_counter()
       metrics.tokens_out.inc(len(step))
@@ -88,6 +89,10 @@ class Answers:
           metrics.first.observe(now - began)
         last[choice] = now
       yield step
+      for choice, token in step:
+        if reply.finished(choice) and not token.finish and choice not in over:
+          over.add(choice)
+          self._service.worker.end(stream, choice)
 
   async def _whole(self, reply, steps, sender):
     async for step in steps:

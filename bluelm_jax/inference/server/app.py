@@ -43,6 +43,7 @@ def build(service: Service, admin: Admin, loopback: bool = True) -> Starlette:
       Route("/v1/completions", Answers(service, completions), methods=["POST"]),
       Route("/generate", Answers(service, tokens), methods=["POST"]),
       Route("/v1/models", public.models),
+      Route("/v1/models/{name:path}", public.model),
       Route("/health", public.health),
       Route("/metrics", public.metrics),
       Route("/", public.page),
@@ -69,9 +70,17 @@ class _Public:
     self._service = service
 
   async def models(self, request) -> JSONResponse:
+    return JSONResponse({"object": "list", "data": [self._served()]})
+
+  async def model(self, request) -> JSONResponse:
+    self._service.check_name(request.path_params["name"])
+    return JSONResponse(self._served())
+
+  def _served(self) -> dict:
     service = self._service
-    model = {"id": service.name, "object": "model", "created": 0, "owned_by": "bluelm_jax", "max_model_len": service.context}
-    return JSONResponse({"object": "list", "data": [{**model, "thinks": service.thinks, "sees": service.speaker.chat.anyres is not None}]})
+    return {
+        "id": service.name, "object": "model", "created": 0, "owned_by": "bluelm_jax", "max_model_len": service.context, "thinks": service.thinks,
+        "sees": service.speaker.chat.anyres is not None}
 
   async def health(self, request) -> JSONResponse:
     service, worker = self._service, self._service.worker

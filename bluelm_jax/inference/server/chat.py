@@ -76,6 +76,9 @@ class Reply:
   def ended(self) -> bool:
     return all(w.finish for w in self._writers)
 
+  def finished(self, i: int) -> bool:
+    return bool(self._writers[i].finish)
+
   def start(self) -> list[dict]:
     return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(len(self._writers))]
 

@@ -64,6 +64,9 @@ class Reply:
   def ended(self) -> bool:
     return all(w.finish for w in self._writers)
 
+  def finished(self, i: int) -> bool:
+    return bool(self._writers[i].finish)
+
   def start(self) -> list[dict]:
     return []
 

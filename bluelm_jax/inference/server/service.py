@@ -54,7 +54,9 @@ class Service:
 
   def check_model(self, fields: bodies.Fields) -> None:
     """Takes the field `model`; one that is not served is a 404."""
-    model = fields.take("model", str, self.name)
+    self.check_name(fields.take("model", str, self.name))
+
+  def check_name(self, model: str) -> None:
     if model != self.name:
       raise Refusal(404, f"no model {model[:100]!r} here; ask for {self.name!r}", "model", "model_not_found")
 

@@ -44,7 +44,11 @@ class Reply:
 
   @property
   def ended(self) -> bool:
-    return all(found and found[-1].finish for found in self._samples)
+    return all(map(self.finished, range(len(self._samples))))
+
+  def finished(self, i: int) -> bool:
+    found = self._samples[i]
+    return bool(found and found[-1].finish)
 
   def start(self) -> list[dict]:
     return []

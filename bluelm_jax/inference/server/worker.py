@@ -93,6 +93,10 @@ class Worker:
     """Ends what of a stream still runs, at any time after `submit` was called."""
     self._tasks.put((functools.partial(self._cancel, stream), None))
 
+  def end(self, stream: Stream, choice: int) -> None:
+    """Ends one choice, of which no more is wanted; the others go on."""
+    self._tasks.put((functools.partial(self._end, stream, choice), None))
+
   async def pause(self, yes: bool) -> None:
     def change(_):
       self.paused = yes
@@ -169,6 +173,11 @@ class Worker:
     for i in stream.ids:
       engine.cancel(i)
       self._forget(i)
+
+  def _end(self, stream, choice, engine):
+    prompt, sample = divmod(choice, stream.options.n)
+    if prompt < len(stream.ids):  # a refused stream has none
+      engine.cancel(stream.ids[prompt], sample)
 
   def _forget(self, i):
     self._streams.pop(i, None)

@@ -18,6 +18,8 @@ class Engine:
   Attributes:
     pace: seconds of a step.
     broken: whether the next step fails.
+    detour: what all samples but the first say before the answer.
+    cancelled: (request, sample) of samples ended by themselves.
   """
 
   max_context = 400
@@ -25,6 +27,7 @@ class Engine:
   def __init__(self, tokenizer):
     self._tokenizer, self._running, self._next = tokenizer, {}, 0
     self.pace, self.broken, self.updates, self.flushes = 0.0, False, [], 0
+    self.detour, self.cancelled = "", []
 
   @property
   def busy(self) -> bool:
@@ -34,7 +37,7 @@ class Engine:
     if len(prompt.tokens) + options.max_tokens > self.max_context:
       raise ValueError("the prompt is too long; shorten it")
     self._next += 1
-    self._running[self._next] = options, {i: iter(self._said(options)) for i in range(options.n)}
+    self._running[self._next] = options, {i: iter(self._said(options, self.detour if i else "")) for i in range(options.n)}
     return self._next
 
   def step(self) -> list[Token]:
@@ -49,10 +52,10 @@ class Engine:
     self._running = {r: found for r, found in self._running.items() if found[1]}
     return tokens
 
-  def _said(self, options):
+  def _said(self, options, detour):
     t, version = self._tokenizer, len(self.updates)
     think = [t.special_id("<think>"), *t.encode(THOUGHT), t.special_id("</think>")] if options.thinking else []
-    said = [(i, "think") for i in think] + [(i, "answer") for i in [*t.encode(ANSWER), t.end_id]]
+    said = [(i, "think") for i in think] + [(i, "answer") for i in [*t.encode(detour + ANSWER), t.end_id]]
     for k, (i, phase) in enumerate(said, 1):
       finish = "stop" if i == t.end_id else "length" if k == options.max_tokens else None
       top = ((i, -0.5), (7, -float("inf")))[: options.top_logprobs]
@@ -60,8 +63,12 @@ class Engine:
       if finish:
         return
 
-  def cancel(self, request_id: int) -> None:
-    self._running.pop(request_id, None)
+  def cancel(self, request_id: int, sample: int | None = None) -> None:
+    if sample is None:
+      self._running.pop(request_id, None)
+    elif request_id in self._running:
+      self._running[request_id][1].pop(sample, None)
+      self.cancelled.append((request_id, sample))
 
   def update_weights(self, version: int, params) -> None:
     self.updates.append((version, params))

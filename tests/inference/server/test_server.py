@@ -161,6 +161,26 @@ def test_a_chat_answer_in_pieces(client):
   assert not any("\ufffd" in (d.content or "") for d in deltas)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_at_its_stop_text_draws_no_more(server, client, stream):
+  engine = server.engine
+  engine.detour, engine.cancelled, engine.pace = "Let me see and see again. ", [], 0.01
+  try:
+    found = client.chat.completions.create(model="tiny", messages=HI, n=3, stop=" and (", stream=stream)
+    said = [c.message.content for c in found.choices] if not stream else [
+        "".join(p.choices[0].delta.content or "" for p in pieces) for pieces in _by_choice(found, 3)]
+  finally:
+    detour, engine.detour, engine.pace = engine.detour, "", 0.0
+  answer = fake.ANSWER[: fake.ANSWER.index(" and (")]
+  assert said == [answer, detour + answer, detour + answer]
+  assert [sample for _, sample in engine.cancelled] == [0]
+
+
+def _by_choice(pieces, n):
+  pieces = list(pieces)
+  return [[p for p in pieces if p.choices[0].index == i] for i in range(n)]
+
+
 def test_lengths_and_defaults(server, client):
   short = client.chat.completions.create(model="tiny", messages=HI, max_completion_tokens=3).choices[0]
   assert (short.finish_reason, short.message.content, hasattr(short.message, "reasoning_content")) == ("length", "Hell", False)
@@ -169,7 +189,9 @@ def test_lengths_and_defaults(server, client):
   again = [*HI, template.choices[0].message, {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}, *HI]
   found = client.chat.completions.create(model="tiny", messages=again, tools=[], frequency_penalty=0, user="me")
   assert found.choices[0].message.content == fake.ANSWER
-  assert [m.id for m in client.models.list()] == ["tiny"]
+  assert [m.id for m in client.models.list()] == ["tiny"] == [client.models.retrieve("tiny").id]
+  with pytest.raises(openai.NotFoundError, match="ask for 'tiny'"):
+    client.models.retrieve("gpt")
   assert server.post(CHAT, {"messages": HI, "stop": None})[0] == 200  # null is absent
 
 
