@@ -46,3 +46,4 @@ def main(workdir: str, broken: bool):
 
 if __name__ == "__main__":
   main(sys.argv[1], sys.argv[2:] == ["broken"])
+  assert "torch" not in sys.modules  # though it is installed for other tests
