@@ -105,8 +105,9 @@ def abstract_params(config):
   return jax.eval_shape(init, jax.random.key(0), example)["params"]
 
 
+@functools.lru_cache
 def param_shapes(config) -> dict[str, tuple[int, ...]]:
-  """Our path -> shape of every parameter of a model."""
+  """Our path -> shape of every parameter of a model. To be read only: a model is traced once in a process."""
   return {p: v.shape for p, v in _flat(nn.meta.unbox(abstract_params(config))).items()}
 
 
