@@ -94,7 +94,13 @@ def description(path):
 
 
 def abstract_params(config):
-  """Shapes and dtypes of every parameter of a model, in boxes with their logical axes."""
+  """Shapes and dtypes of every parameter of a model, in boxes with their logical axes; to be read only."""
+  return _abstract_params(config, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache  # a trace of the whole model, which many ask for
+def _abstract_params(config, x64: bool):
+  del x64  # of which dtypes depend
   model = serialize.build(config)
   if isinstance(config, VisionConfig):
     example = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
@@ -105,9 +111,8 @@ def abstract_params(config):
   return jax.eval_shape(init, jax.random.key(0), example)["params"]
 
 
-@functools.lru_cache
 def param_shapes(config) -> dict[str, tuple[int, ...]]:
-  """Our path -> shape of every parameter of a model. To be read only: a model is traced once in a process."""
+  """Our path -> shape of every parameter of a model."""
   return {p: v.shape for p, v in _flat(nn.meta.unbox(abstract_params(config))).items()}
 
 

@@ -5,11 +5,14 @@ What a process makes of a program that another one compiled, test_supervise.py a
 
 import json
 
+import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 import pytest
 
 from bluelm_jax.training import accumulate
 from bluelm_jax.training import online
+from bluelm_jax.training import pruning
 from bluelm_jax.training import stage
 
 _NOT_COMPILED = ("name", "log_every", "checkpoint_every", "keep", "keep_every", "export_every", "init_from")
@@ -17,23 +20,31 @@ _NOT_COMPILED = ("name", "log_every", "checkpoint_every", "keep", "keep_every", 
 
 def remember_all(patch) -> None:
   """`patch(module, name, value)` is setattr or monkeypatch's."""
-  for module, name in ((stage, "abstract_state"), (stage, "jit_step"), (accumulate, "programs"), (online, "jit_losses")):
+  for module, name in ((stage, "abstract_state"), (stage, "jit_step"), (accumulate, "programs"), (online, "jit_losses"), (pruning, "jit_scores")):
     patch(module, name, _remembering(getattr(module, name)))
 
 
 def _remembering(make):
-  """make(config, model, *rest) that answers as before where config, model and the shardings or the mesh in `rest` are as before."""
+  """`make` that answers as before where its config, model, layout and mesh or shardings are as before; an optimizer follows from the config."""
   found = {}
 
-  def remembered(config, model, *rest):
-    values = {k: v for k, v in config.to_dict().items() if k not in _NOT_COMPILED}
-    places = [x for x in jax.tree.leaves(rest) if isinstance(x, (jax.sharding.Mesh, jax.sharding.Sharding))]
-    key = json.dumps(values, sort_keys=True), repr(model.config), tuple(places)
+  def remembered(*arguments):
+    key = tuple(map(_key, arguments))
     if key not in found:
-      found[key] = make(config, model, *rest)
+      found[key] = make(*arguments)
     return found[key]
 
   return remembered
+
+
+def _key(argument):
+  if isinstance(argument, ConfigDict):
+    return json.dumps({k: v for k, v in argument.to_dict().items() if k not in _NOT_COMPILED}, sort_keys=True)
+  if isinstance(argument, nn.Module):
+    return repr(argument.config)
+  if isinstance(argument, str):
+    return argument
+  return tuple(x for x in jax.tree.leaves(argument) if isinstance(x, (jax.sharding.Mesh, jax.sharding.Sharding)))
 
 
 @pytest.fixture(scope="module", autouse=True)
