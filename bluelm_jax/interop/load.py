@@ -94,7 +94,13 @@ def description(path):
 
 
 def abstract_params(config):
-  """Shapes and dtypes of every parameter of a model, in boxes with their logical axes."""
+  """Shapes and dtypes of every parameter of a model, in boxes with their logical axes; to be read only."""
+  return _abstract_params(config, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache  # a trace of the whole model, which many ask for
+def _abstract_params(config, x64: bool):
+  del x64  # of which dtypes depend
   model = serialize.build(config)
   if isinstance(config, VisionConfig):
     example = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)

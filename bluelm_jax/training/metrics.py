@@ -1,5 +1,6 @@
 """Where numbers go: a JSONL file, TensorBoard events and one line on the terminal."""
 
+import importlib
 import json
 import math
 import pathlib
@@ -8,13 +9,27 @@ import time
 from typing import Sequence
 
 import jax
-import tensorboardX
 
 from bluelm_jax.training import jsonl
 from bluelm_jax.training import utilization
 from bluelm_jax.training.flops import Flops
 
 _FILE_NAME = "metrics.jsonl"
+
+
+def _tensorboard():
+  """tensorboardX, kept from importing torch where there is one: for the name of a type it would take seconds of every start."""
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # an ImportError, which it expects
+  try:
+    return importlib.import_module("tensorboardX")
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+
+
+tensorboardX = _tensorboard()
 
 
 class Metrics:

@@ -252,7 +252,7 @@ def abstract_state(config, model, tx, mesh):
   method = "init_all" if isinstance(model.config, BlueLMConfig) else None
   init = functools.partial(model.init, method=method)
   tokens = jnp.zeros((1, 8), jnp.int32)
-  boxed = jax.eval_shape(init, jax.random.key(0), tokens)["params"]
+  boxed = load.abstract_params(model.config)
   placed = optimizer_lib.paths(rules.param_shardings(mesh, boxed))
 
   def create(key, params=None):
@@ -268,7 +268,7 @@ def abstract_state(config, model, tx, mesh):
     watch.check_groups(config, {**trainable, **frozen})
     return state_lib.TrainState(jnp.int32(0), trainable, frozen, tx.init(trainable), spikes.start())
 
-  shapes = jax.eval_shape(create, jax.random.key(config.seed))
+  shapes = jax.eval_shape(create, jax.random.key(config.seed), nn.meta.unbox(boxed))
   shardings = _state_shardings(shapes, placed, rules.replicated(mesh))
   if config.zero == 2:  # gradients and moments in pieces, weights whole
     whole = optimizer_lib.paths(rules.param_shardings(mesh, boxed, pieces=False))

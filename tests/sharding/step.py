@@ -4,12 +4,10 @@
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ import optax
 
 from bluelm_jax.data import loader
 from bluelm_jax.data.tokenizer import Tokenizer
+from bluelm_jax.interop import load
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
@@ -48,22 +47,33 @@ def batch_for(mesh):
   return next(loader.batches(config().data.sources, chat, spec, 0))
 
 
+def init(model, key):
+  """Boxed parameters."""
+  return model.init(key, jnp.zeros((1, 8), jnp.int32), method="init_all")["params"]
+
+
+def drawn(path, shape):
+  """Much as a model begins; the same values in every process, for which nothing is compiled."""
+  if path.endswith(("scale", "bias")):
+    return np.full(shape, path.endswith("scale"), np.float32)
+  return (0.1 * np.random.default_rng(list(path.encode())).standard_normal(shape)).astype(np.float32)
+
+
 def run(mesh, batch, layout: str = "none"):
   """(metrics, gradients by path, the PartitionSpecs found) of the trainer's own step."""
   model = serialize.build(model_config())
-  init = functools.partial(model.init, method="init_all")
-  boxed = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-  shardings = rules.param_shardings(mesh, boxed)
-  params = jax.jit(lambda k: nn.meta.unbox(init(k, jnp.zeros((1, 8), jnp.int32))["params"]), out_shardings=shardings)(jax.random.key(0))
-  flat, tx = optimizer_lib.paths(params), optax.sgd(1.0)  # the update is the gradient
+  shardings = optimizer_lib.paths(rules.param_shardings(mesh, load.abstract_params(model_config())))
+  host = {p: drawn(p, shape) for p, shape in load.param_shapes(model_config()).items()}
+  flat = {p: jax.make_array_from_callback(x.shape, shardings[p], lambda i, x=x: x[i]) for p, x in host.items()}
+  tx = optax.sgd(1.0)  # the update is the gradient
   before = state.TrainState(jnp.int32(0), flat, {}, tx.init(flat))
   with jax.set_mesh(mesh):
     after, metrics = jax.jit(state.make_train_step(model, tx, len(config().data.sources), layout=layout))(before, stage.put_batch(batch, rules.batch_sharding(mesh)))
     specs = {str(v.sharding.spec) for v in after.trainable.values()}
     gather = jax.jit(lambda tree: tree, out_shardings=rules.replicated(mesh))
     whole = lambda tree: jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), gather(tree))
-    start, end = whole(before.trainable), whole(after.trainable)
-  return jax.tree.map(lambda x: x.tolist(), whole(metrics)), {p: start[p] - end[p] for p in start}, specs
+    end = whole(after.trainable)
+  return jax.tree.map(lambda x: x.tolist(), whole(metrics)), {p: host[p] - end[p] for p in host}, specs
 
 
 def main(processes, index, port, steps, folder):

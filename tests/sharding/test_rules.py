@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bluelm_jax.interop import load
+from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
+from bluelm_jax.training import optimizer
 from tests import doors
 from tests.sharding import step
 from tests.training import several
@@ -69,6 +72,17 @@ def test_eight_devices_step_as_one(shape, layout):
   found = step.run(mesh, batch, layout)
   assert_same(found, expected)
   assert len(found[2]) > 1 or not {"fsdp", "tensor"} & set(shape)  # really split
+
+
+def test_a_model_begins_alike_on_every_mesh():
+  model, found = serialize.build(step.model_config()), []
+  for shape, devices in (({"data": 2, "fsdp": 2, "tensor": 2}, 8), ({"data": 1}, 1)):
+    shardings = rules.param_shardings(rules.make_mesh(shape, jax.devices()[:devices]), load.abstract_params(model.config))
+    make = jax.jit(lambda key: nn.meta.unbox(step.init(model, key)), out_shardings=shardings)
+    found.append(optimizer.paths(make(jax.random.key(0))))
+  for path, x in found[0].items():
+    np.testing.assert_allclose(x, found[1][path], rtol=1e-5, atol=1e-7, err_msg=path)
+  assert len(found[0]["decoder/layers/mlp/up"].sharding.device_set) == 8
 
 
 def test_processes_step_as_one(tmp_path):

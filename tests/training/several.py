@@ -40,12 +40,14 @@ def main(argv):
 
   from bluelm_jax.data import pack
   from bluelm_jax.training import stage
+  from tests.training import programs
   from tests.training import spoiling
 
   jax.config.update("jax_num_cpu_devices", 1)
   os.environ.update(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{_PORT.value}", JAX_NUM_PROCESSES=str(_PROCESSES.value), JAX_PROCESS_ID=str(_INDEX.value))
   process.join_others()
   faulty.add_preset()
+  programs.remember_all(setattr)
   spoilt = set()
   pack.PackIterator = spoiling.iterator(spoilt)
   for job in json.loads(_JOBS.value):

@@ -26,6 +26,7 @@ from bluelm_jax.training import watch
 from bluelm_jax.training.precompile import compile as compile_lib
 from tests.bench import machine
 from tests.sharding import step
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 MODEL = DecoderConfig(vocab_size=1152, num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48)
 

@@ -18,6 +18,7 @@ from bluelm_jax.training import optimizer
 from bluelm_jax.training import stage
 from tests.training import faulty
 from tests.training.presets import preset  # noqa: F401  (for every test here)
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 
 def config():

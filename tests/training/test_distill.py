@@ -15,6 +15,7 @@ from bluelm_jax.interop import load
 from bluelm_jax.models import presets
 from bluelm_jax.models import serialize
 from bluelm_jax.models.config import DecoderConfig
+from bluelm_jax.sharding import chips
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
 from bluelm_jax.training import metrics
@@ -23,6 +24,7 @@ from bluelm_jax.training import stage
 from bluelm_jax.training import teacher as teacher_lib
 from bluelm_jax.training.precompile import compile as compile_lib
 from tests.bench import machine
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 TEACHER = DecoderConfig(vocab_size=1152, num_layers=2, embed_dim=24, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, context=64)
 STUDENT = dataclasses.replace(TEACHER, num_layers=1, embed_dim=16, mlp_dim=24, tie_embeddings=True)
@@ -94,7 +96,9 @@ def test_the_checkpoint_holds_the_student_alone(distilled):
   assert {p: t.shape for p, t in load.open_checkpoint(distilled)[1].items()} == load.param_shapes(STUDENT)
 
 
-def test_without_a_share_a_teacher_changes_nothing(teacher, tmp_path):
+def test_without_a_share_a_teacher_changes_nothing(teacher, tmp_path, monkeypatch):
+  """Bit for bit, in two programs: the emitters that tests go without round both alike."""
+  monkeypatch.setattr(chips, "compiler_options", lambda kind: {"xla_cpu_use_fusion_emitters": True})
   stage.run(text(), tmp_path / "lm")
   stage.run(distil(teacher, **{"distill.share": 0.0}), tmp_path / "distill")
   plain, taught = losses(tmp_path / "lm"), losses(tmp_path / "distill")

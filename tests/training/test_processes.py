@@ -19,6 +19,7 @@ from tests.training import faulty
 from tests.training import several
 from tests.training import spoiling
 from tests.training import test_checkpoints
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 STEPS, MANY = 12, 10_000
 EVALUATED = {

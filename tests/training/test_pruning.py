@@ -31,6 +31,7 @@ from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
 from bluelm_jax.training.precompile import compile as compile_lib
 from tests.bench import machine
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 TEACHER = DecoderConfig(vocab_size=1152, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, context=512)
 DECODER = dataclasses.replace(TEACHER, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, mlp_dim=24, tie_embeddings=True)

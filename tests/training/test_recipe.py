@@ -10,8 +10,10 @@ import pytest
 import bluelm_jax
 from bluelm_jax.data import images
 from bluelm_jax.data import sources
+from bluelm_jax.models import presets
 from bluelm_jax.training import defaults
 from bluelm_jax.training import metrics
+from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
 from tests import doors
 from tests.training import tiny
@@ -22,12 +24,18 @@ def door(name, *flags):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """A workdir in which the recipe ran without a break."""
-  workdir = tmp_path_factory.mktemp("whole")
-  out = doors.run("tests.training.tiny", workdir)
+def run(tmp_path_factory):
+  """The workdirs whole and broken of `tiny`."""
+  directory = tmp_path_factory.mktemp("recipe")
+  out = doors.run("tests.training.tiny", directory)
   assert out.returncode == 0, out.stderr
-  return workdir
+  return directory
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+  """A workdir in which the recipe ran without a break."""
+  return run / "whole"
 
 
 def losses(directory):
@@ -38,20 +46,19 @@ def params_of(directory):
   return bluelm_jax.load_pretrained(directory)[1]
 
 
-def test_every_stage_stopped_and_resumed_is_bit_identical(finished, tmp_path):
-  out = doors.run("tests.training.tiny", tmp_path, "broken")
-  assert out.returncode == 0, out.stderr
+def test_every_stage_stopped_and_resumed_is_bit_identical(finished, run):
   directories = sorted(p.name for p in finished.iterdir())
   assert directories == ["1-text", "2-vision", "3-adapter", "4-joint", "5-sft"]
   for name in directories:
-    assert losses(tmp_path / name) == losses(finished / name) and len(losses(finished / name)) == tiny.STEPS
-    assert jax.tree.all(jax.tree.map(np.array_equal, params_of(tmp_path / name), params_of(finished / name)))
+    assert losses(run / "broken" / name) == losses(finished / name) and len(losses(finished / name)) == tiny.STEPS
+    assert jax.tree.all(jax.tree.map(np.array_equal, params_of(run / "broken" / name), params_of(finished / name)))
 
 
-def test_finished_stages_are_not_run_again(finished):
+def test_finished_stages_are_not_run_again(finished, monkeypatch, capsys):
+  monkeypatch.setitem(presets.PRESETS, "miniature", tiny.shallow)
   before = {p: p.stat().st_mtime_ns for p in finished.rglob("metrics.jsonl")}
-  out = doors.run("tests.training.tiny", finished)
-  assert out.stderr.count("done before") == 5
+  recipe.run(tiny.config(), finished)
+  assert capsys.readouterr().err.count("done before") == 5
   assert {p: p.stat().st_mtime_ns for p in finished.rglob("metrics.jsonl")} == before
 
 
@@ -109,7 +116,7 @@ def test_a_workdir_or_start_of_another_preset_is_refused(finished, tmp_path):
   with pytest.raises(ValueError, match="another preset"):
     stage.run(config, finished / "1-text")
   assert json.loads((finished / "1-text" / "model.json").read_text())["decoder"]["embed_dim"] == 128
-  config.init_from = str(finished / "1-text")
+  config.init_from, config.data.workers = str(finished / "1-text"), 0  # no processes that read ahead
   with pytest.raises(ValueError, match="expected.*another preset|another preset.*expected") as error:
     stage.run(config, tmp_path / "w")
   assert "\n" not in str(error.value) and not (tmp_path / "w").exists()

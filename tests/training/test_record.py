@@ -15,6 +15,7 @@ from bluelm_jax.training import recipe
 from bluelm_jax.training import record
 from bluelm_jax.training import stage
 from tests.bench import machine
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 NAMES = ("text", "more")
 MODEL = DecoderConfig(vocab_size=1152, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)

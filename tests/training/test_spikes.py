@@ -18,6 +18,7 @@ from bluelm_jax.training import stage
 from tests.training import faulty
 from tests.training import spoiling
 from tests.training.presets import preset  # noqa: F401  (for every test here)
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 
 RULE = spikes.Rule(factor=3.0, window=4, warmup=2, patience=3, rollbacks=2)
 

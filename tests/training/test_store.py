@@ -21,6 +21,7 @@ from bluelm_jax.training import recipe
 from bluelm_jax.training import stage
 from bluelm_jax.training import store
 from tests.bench import machine
+from tests.training.programs import programs  # noqa: F401  (for every test here)
 from tests.training.test_distill import assert_same_params
 from tests.training.test_distill import losses
 

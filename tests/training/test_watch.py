@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorboardX
 
 from bluelm_jax.data.batch import PackedBatch
 from bluelm_jax.models import presets
@@ -107,7 +106,7 @@ def test_the_log_has_what_was_seen(tmp_path, monkeypatch):
   c.data.rows, c.steps, c.log_every, c.checkpoint_every, c.data.accumulate, c.watch.every = 8, 5, 3, 100, ((0, 2),), 2
   defaults.fill(c.watch.groups, queries=".*/(q|k)", rest=(".*/v", ".*/o"))
   drawn = []
-  monkeypatch.setattr(tensorboardX.SummaryWriter, "add_scalar", lambda self, key, value, step: drawn.append((key, step)))
+  monkeypatch.setattr(metrics.tensorboardX.SummaryWriter, "add_scalar", lambda self, key, value, step: drawn.append((key, step)))
   stage.run(c, tmp_path)
   first, second = metrics.read(tmp_path)
   assert [r["watch/step"] for r in (first, second)] == [2, 4]

@@ -1,7 +1,6 @@
 """The miniature recipe with few steps, small batches and one layer in each tower, on one device.
 
-  python -m tests.training.tiny DIR            # runs it
-  python -m tests.training.tiny DIR broken     # stops every stage half-way and resumes
+  python -m tests.training.tiny DIR    # runs it in DIR/whole, and in DIR/broken, where every stage stops half-way and is resumed
 """
 
 import dataclasses
@@ -29,20 +28,22 @@ def shallow():
   return dataclasses.replace(whole, **{part: dataclasses.replace(getattr(whole, part), num_layers=1) for part in ("vision", "decoder")})
 
 
-def main(workdir: str, broken: bool):
+def main(workdir: str):
   from bluelm_jax.training import recipe
   from bluelm_jax.training import stage
+  from tests.training import programs
 
   presets.PRESETS["miniature"] = shallow
-  whole = config()
-  if not broken:
-    return recipe.run(whole, workdir)
-  for number, (_, directory, stage_config) in enumerate(recipe.stages(whole, workdir)):
+  programs.remember_all(setattr)
+  whole, broken = config(), f"{workdir}/broken"
+  recipe.run(whole, f"{workdir}/whole")
+  for number, (_, directory, stage_config) in enumerate(recipe.stages(whole, broken)):
     stage.run(stage_config, directory, stop_after=3)  # an odd step, in the middle of the packer's stream
     part = config()
     part.order = whole.order[: number + 1]
-    recipe.run(part, workdir)
+    recipe.run(part, broken)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1], sys.argv[2:] == ["broken"])
+  main(sys.argv[1])
+  assert "torch" not in sys.modules  # though it is installed for other tests
