@@ -21,10 +21,15 @@ SLOTS = 160  # of the rows that are read without a cache
 
 
 @functools.cache
-def model_and_params(seed: int = 0):
+def _model_and_init():
   config = presets.miniature()
   model = BlueLM(dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=2, context=400)))
-  init = jax.jit(functools.partial(model.init, method="init_all"))
+  return model, jax.jit(functools.partial(model.init, method="init_all"))
+
+
+@functools.cache
+def model_and_params(seed: int = 0):
+  model, init = _model_and_init()
   params = nn.meta.unbox(init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32)))["params"]
   loud = lambda path, x: 6 * x if path[-1].key in ("o", "down") else x  # so that what is said depends on what was said
   return model, jax.tree_util.tree_map_with_path(loud, params)

@@ -7,8 +7,10 @@ import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import tokenizers
 import torch
@@ -16,6 +18,7 @@ import transformers
 
 import bluelm_jax
 from bluelm_jax.data import chat
+from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.inference import conversation
 from bluelm_jax.inference.request import Options
 from bluelm_jax.interop import compose
@@ -24,6 +27,8 @@ from bluelm_jax.interop import mapping
 from bluelm_jax.interop import safetensors_io
 from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.models.config import VisionConfig
+from tests import doors
+from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -39,14 +44,14 @@ def random_tensors(config, dtype=np.float32):
 
 
 def door(*flags):
-  """Runs the door and reports its peak memory, in bytes, after its answer."""
-  code = "import atexit, re, runpy\natexit.register(lambda: print('peak', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])))\n"
-  code += "runpy.run_module('bluelm_jax.convert', run_name='__main__')"
-  return subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+  return doors.run("bluelm_jax.convert", *flags)
 
 
 def peak(*flags):
-  out = door(*flags)
+  """Runs the door in a process of its own from the start, and returns its peak memory in bytes."""
+  code = "import atexit, re, runpy\natexit.register(lambda: print('peak', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])))\n"
+  code += "runpy.run_module('bluelm_jax.convert', run_name='__main__')"
+  out = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
   assert out.returncode == 0, out.stderr
   return int(out.stdout.split("peak ")[1])
 
@@ -69,13 +74,17 @@ def test_conversion_streams(tmp_path):
 
 def test_a_training_checkpoint_is_exported(tmp_path):
   """Orbax in, HuggingFace out, the same weights."""
-  from bluelm_jax.training import defaults
+  from bluelm_jax.training import checkpoints
   from bluelm_jax.training import stage
+  from bluelm_jax.training import state
 
-  config = defaults.load(f"{ROOT}/configs/stages/text.py:miniature")
-  config.steps, config.data.rows, config.data.length = 1, 8, 32
-  config.mesh.fsdp, config.mesh.data = 1, 8
-  stage.run(config, tmp_path / "run")
+  config, rng = tiny.shallow(), np.random.default_rng(0)
+  weights = {path: jnp.asarray(rng.standard_normal(shape), jnp.float32) for path, shape in load.param_shapes(config).items()}
+  (tmp_path / "run").mkdir()
+  stage.describe(tmp_path / "run", config, Tokenizer(), {})
+  kept = checkpoints.Checkpoints(tmp_path / "run", keep=1)
+  kept.save(state.TrainState(jnp.int32(1), weights, {}, optax.sgd(0.1).init(weights)), {})
+  kept.close()
   _, params = bluelm_jax.load_pretrained(tmp_path / "run")
   out = door(f"--checkpoint={tmp_path / 'run'}", f"--export={tmp_path / 'hf'}")
   assert out.returncode == 0, out.stderr

@@ -4,6 +4,7 @@ Shapes: B batch, Q queries, S keys, H heads, K key-value heads, D head size, V h
 """
 
 import functools
+import threading
 
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -94,6 +95,7 @@ def test_hopper_kernels_and_their_barriers(monkeypatch):
   params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params", reason="this JAX cannot interpret Mosaic GPU")
   races = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call").get_races
   _products_in_numpy(monkeypatch)
+  _compile_once(monkeypatch)
   monkeypatch.setattr(pallas_gpu, "_flawed_assembler", lambda: None)
   monkeypatch.setattr(pallas_gpu, "interpret", params.InterpretGPUParams(detect_races=True))
   monkeypatch.setattr(pallas_gpu, "_SIZES", {name: {64: pallas_gpu.Sizes(32, 2)} for name in pallas_gpu._SIZES})  # rings go round
@@ -104,6 +106,21 @@ def test_hopper_kernels_and_their_barriers(monkeypatch):
   ids = jnp.asarray(np.r_[np.full(128, 1), np.full(32, 3)])[None], jnp.ones((1, 64), jnp.int32)
   _check(pallas_gpu, shape, jnp.bfloat16, masks.make(None, None, *ids, causal=False))  # whole blocks, and a tile that sees nothing
   assert not races().races_found
+
+
+def _compile_once(monkeypatch):
+  """The interpreter would compile a kernel anew for every warpgroup of every program, which is most of its time."""
+  from jax._src.pallas.mosaic.interpret import thread_map
+
+  compiled, lock = {}, threading.Lock()
+
+  def run(jaxpr, consts, *args):
+    with lock:
+      if jaxpr not in compiled:
+        compiled[jaxpr] = jax.jit(lambda consts, *args: jax.core.eval_jaxpr(jaxpr, consts, *args) and None).lower(consts, *args).compile()
+    compiled[jaxpr](consts, *args)
+
+  monkeypatch.setattr(thread_map, "_run_jaxpr", run)
 
 
 def _products_in_numpy(monkeypatch):

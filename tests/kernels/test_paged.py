@@ -170,7 +170,7 @@ def test_auto_takes_the_platforms_kernel_and_says_so_once(monkeypatch, caplog):
   attention_api.log_choice.cache_clear()
   with caplog.at_level("INFO", "bluelm_jax"):
     for _ in range(2):
-      api.attention(q, k, v, tables, positions)
+      jax.eval_shape(lambda: api.attention(q, k, v, tables, positions))
   assert [r.message for r in caplog.records] == ["paged attention: xla (the cpu path)"]
   for platform, dtype, name in [("tpu", "float32", "pallas_tpu"), ("tpu", "bfloat16", "xla"), ("gpu", "bfloat16", "pallas_triton"), ("gpu", "int32", "xla")]:
     monkeypatch.setattr(attention_api, "target_platform", lambda: platform)

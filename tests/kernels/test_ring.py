@@ -34,38 +34,57 @@ def error(found, expected):
   return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("strategy,kv_heads,implementation", [
-    ("ring", 2, "xla"), ("ring", 1, "pallas_tpu"), ("all_gather", 2, "auto"), ("ulysses", 8, "xla")])
-@pytest.mark.parametrize("layout", ["none", "zigzag", "striped"])
-def test_split_equals_whole(strategy, kv_heads, implementation, layout):
-  rng = np.random.default_rng(0)
-  B, S, H, D = 2, 256, 8, 16
-  segment_ids, positions = packed_rows(rng, B, S, 40)
-  q, k, v, d_out, d_lse = (jnp.array(rng.standard_normal(s), jnp.float32) for s in ((B, S, H, D), (B, S, kv_heads, D), (B, S, kv_heads, D), (B, S, H, D), (B, S, H)))
-  numbers = dict(q_positions=positions, k_positions=positions, q_segment_ids=segment_ids, k_segment_ids=segment_ids)
+class Case:
+  """What is drawn for a number of key-value heads, and the whole sequence's outputs and gradients."""
 
-  def whole(q, k, v):
-    return api.attention(q, k, v, **numbers, implementation="reference")
+  def __init__(self, kv_heads):
+    rng = np.random.default_rng(0)
+    B, S, H, D = 2, 256, 8, 16
+    self.segment_ids, self.positions = packed_rows(rng, B, S, 40)
+    *self.qkv, self.d_out, self.d_lse = (
+        jnp.array(rng.standard_normal(s), jnp.float32) for s in ((B, S, H, D), (B, S, kv_heads, D), (B, S, kv_heads, D), (B, S, H, D), (B, S, H)))
+    numbers = dict(q_positions=self.positions, k_positions=self.positions, q_segment_ids=self.segment_ids, k_segment_ids=self.segment_ids)
+    self.expected = self.results(lambda *qkv: api.attention(*qkv, **numbers, implementation="reference"))()
 
-  order = layouts.order(layout, positions, segment_ids, RANKS)
-  mesh = Mesh(np.array(jax.devices()[:RANKS]), ("context",))
+  def results(self, function):
+    """A compiled function of what `function` takes beside q, k and v: (out, lse, dq, dk, dv)."""
+    def loss(qkv, *rest):
+      out, lse = function(*qkv, *rest)
+      return jnp.sum(out * self.d_out) + jnp.sum(lse * self.d_lse), (out, lse)
 
-  def split(q, k, v):
-    mask = masks.make(*[layouts.permute(x, order) for x in (positions, positions, segment_ids, segment_ids)], causal=True)
-    local = functools.partial(ring.attention, axis="context", strategy=strategy, scale=D**-0.5, implementation=implementation)
+    @jax.jit
+    def run(qkv, *rest):
+      (_, outs), grads = jax.value_and_grad(loss, has_aux=True)(qkv, *rest)
+      return *outs, *grads
+
+    return functools.partial(run, self.qkv)
+
+
+case = functools.cache(Case)
+
+
+@functools.cache
+def split(strategy, kv_heads, implementation):
+  """Results for an order of the sequence: compiled once for all layouts."""
+  found, mesh = case(kv_heads), Mesh(np.array(jax.devices()[:RANKS]), ("context",))
+
+  def run(q, k, v, order):
+    mask = masks.make(*[layouts.permute(x, order) for x in (found.positions, found.positions, found.segment_ids, found.segment_ids)], causal=True)
+    local = functools.partial(ring.attention, axis="context", strategy=strategy, scale=q.shape[-1] ** -0.5, implementation=implementation)
     out = jax.shard_map(local, mesh=mesh, in_specs=P(None, "context"), out_specs=P(None, "context"), check_vma=False)(
         *[layouts.permute(x, order) for x in (q, k, v)], mask)
     return [layouts.undo(x, order) for x in out]
 
-  def results(function):
-    def loss(q, k, v):
-      out, lse = function(q, k, v)
-      return jnp.sum(out * d_out) + jnp.sum(lse * d_lse), (out, lse)
+  return found.results(run)
 
-    (_, outs), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
-    return [*outs, *grads]
 
-  for found, expected in zip(results(split), results(whole)):
+@pytest.mark.parametrize("strategy,kv_heads,implementation", [
+    ("ring", 2, "xla"), ("ring", 1, "pallas_tpu"), ("all_gather", 2, "auto"), ("ulysses", 8, "xla")])
+@pytest.mark.parametrize("layout", ["none", "zigzag", "striped"])
+def test_split_equals_whole(strategy, kv_heads, implementation, layout):
+  whole = case(kv_heads)
+  order = layouts.order(layout, whole.positions, whole.segment_ids, RANKS)
+  for found, expected in zip(split(strategy, kv_heads, implementation)(order), whole.expected):
     assert error(found, expected) < 1e-5
 
 
@@ -74,9 +93,10 @@ def test_hops_with_nothing_to_see_compute_nothing():
   segment_ids = jnp.repeat(jnp.arange(1, 9), 256)[None]
   positions = jnp.tile(jnp.arange(256), 8)[None]
   parts = [slice(256 * r, 256 * r + 256) for r in range(RANKS)]
+  listed = jax.jit(functools.partial(pallas_tpu._pairs, bq=128, bk=128, by_query=True))
   for (i, q), (j, k) in itertools.product(enumerate(parts), repeat=2):
     mask = masks.make(positions[:, q], positions[:, k], segment_ids[:, q], segment_ids[:, k], causal=True)
-    pairs, steps = pallas_tpu._pairs(mask, 128, 128, by_query=True)
+    pairs, steps = listed(mask)
     computed = int(jnp.sum((pairs & pallas_tpu._CLASS) != 0))
     assert (computed, int(steps)) == ((3, 3) if i == j else (0, 2))
 

@@ -31,8 +31,9 @@ def tiny():
   return dataclasses.replace(config, vision=vision, decoder=decoder, anyres=dataclasses.replace(config.anyres, tile_size=16, thumbnail=True))
 
 
-@pytest.fixture
-def parts(float64):
+@functools.cache
+def made():
+  """What is drawn once, in double precision."""
   config = tiny()
   model = BlueLM(config)
   init = jax.jit(functools.partial(model.init, method="init_all"))
@@ -49,25 +50,39 @@ def parts(float64):
   return model, params, examples
 
 
+@pytest.fixture
+def parts(float64):
+  return made()
+
+
 def spec(rows, groups=1, slots=12, length=128):
   return pack.PackSpec(rows, length, groups, slots, 16, 4)
 
 
-def sums(model, params, batches):
+@jax.jit
+def value(params, batch):
+  return jax.value_and_grad(lambda p: (jnp.sum(losses.token_losses(made()[0], p, batch)), jnp.sum(batch.loss_weights)), has_aux=True)(params)
+
+
+def sums(batches):
   """Loss sum, weight sum and gradient of the loss sum over several batches."""
-  value = jax.jit(jax.value_and_grad(lambda p, b: (jnp.sum(losses.token_losses(model, p, b)), jnp.sum(b.loss_weights)), has_aux=True))
-  totals = [value(params, b) for b in batches]
-  return jax.tree.map(lambda *x: sum(x), *totals)
+  return jax.tree.map(lambda *x: sum(x), *[value(made()[1], b) for b in batches])
+
+
+@functools.cache
+def sums_alone():
+  _, _, examples = made()
+  alone = [b for e in examples for b in pack.pack([e], spec(1, 1, 5))]
+  assert len(alone) == len(examples)
+  return sums(alone)
 
 
 @pytest.mark.parametrize("rows,groups,slots", [(2, 1, 16), (2, 2, 12), (4, 2, 12)])
 def test_packed_equals_unpacked(parts, rows, groups, slots):
-  model, params, examples = parts
+  _, _, examples = parts
   packed = list(pack.pack(examples, spec(rows, groups, slots)))
-  alone = [b for e in examples for b in pack.pack([e], spec(1, 1, 5))]
-  assert len(alone) == len(examples) and max(b.segment_ids.max() for b in packed) > 1
-  (loss, count), grads = sums(model, params, packed)
-  (loss_1, count_1), grads_1 = sums(model, params, alone)
+  assert max(b.segment_ids.max() for b in packed) > 1
+  ((loss, count), grads), ((loss_1, count_1), grads_1) = sums(packed), sums_alone()
   assert count == count_1 and float(loss) == pytest.approx(float(loss_1), rel=1e-10)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), grads, grads_1)
   assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["vision"]["layers"]["mlp"]))
@@ -78,7 +93,7 @@ def test_distilled_losses_packed_equal_unpacked(parts):
   model, params, examples = parts
   examples = [e for e in examples if not len(e.tiles)]
   taught = Decoder(dataclasses.replace(model.config.decoder, embed_dim=24, num_layers=1))
-  teacher_params = nn.meta.unbox(taught.init(jax.random.key(1), jnp.zeros((1, 8), jnp.int32)))["params"]
+  teacher_params = nn.meta.unbox(jax.jit(taught.init)(jax.random.key(1), jnp.zeros((1, 8), jnp.int32)))["params"]
   distillation = losses.Distillation(taught, 2.0, 0.7)
 
   def total(p, b):
@@ -87,7 +102,9 @@ def test_distilled_losses_packed_equal_unpacked(parts):
 
   value = jax.jit(jax.value_and_grad(total, has_aux=True))
   add = lambda batches: jax.tree.map(lambda *x: sum(x), *[value(params, b) for b in batches])
-  (loss, (count, found)), grads = add(pack.pack(examples, spec(2, 1, 0)))
+  packed, = pack.pack(examples, spec(1, 1, 0))  # of the shape of those alone, so compiled with them
+  assert packed.segment_ids.max() == len(examples)
+  (loss, (count, found)), grads = add([packed])
   (loss_1, (count_1, found_1)), grads_1 = add(b for e in examples for b in pack.pack([e], spec(1, 1, 0)))
   assert count == count_1 and float(loss) == pytest.approx(float(loss_1), rel=1e-10)
   assert {k: float(v) for k, v in found.items()} == pytest.approx({k: float(v) for k, v in found_1.items()}, rel=1e-10)
@@ -102,7 +119,7 @@ def test_losses_by_source_are_those_of_its_examples_alone(parts):
   flat = optimizer_lib.paths(params)
   before = state.TrainState(jnp.int32(0), flat, {}, optax.sgd(0.0).init(flat))
   found = [step(before, b)[1] for b in pack.pack(examples, spec(2, 2, 12))]
-  loss = jax.jit(lambda b: jnp.sum(losses.token_losses(model, params, b)))
+  loss = lambda b: value(params, b)[0][0]
   for source in range(3):
     alone = [b for e in examples if e.source == source for b in pack.pack([e], spec(1, 1, 5))]
     assert sum(float(m["loss_sums"][source]) for m in found) == pytest.approx(sum(float(loss(b)) for b in alone), rel=1e-10)
@@ -127,7 +144,7 @@ def test_an_image_is_seen_by_its_own_segment_alone(parts):
 def test_tiles_and_index_belong_together(parts):
   model, params, _ = parts
   with pytest.raises(ValueError, match="belong together"):
-    model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32), tiles=jnp.zeros((1, 1, 16, 16, 3), jnp.uint8))
+    jax.eval_shape(model.apply, {"params": params}, jnp.zeros((1, 8), jnp.int32), tiles=jnp.zeros((1, 1, 16, 16, 3), jnp.uint8))
 
 
 def test_odd_grids_are_padded_then_merged():
