@@ -6,9 +6,9 @@ What one process compiles the others need not, be they pytest's or the tests' ow
 import os
 import tempfile
 
-# The emitters of fusions take two thirds of what is left to compile.
-_QUICK = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _QUICK
+from tests import hurry
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {hurry.FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's first process, which its workers come from
   _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")

@@ -12,8 +12,10 @@ import sys
 import tempfile
 from unittest import mock
 
+from tests import hurry
+
 ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}  # most programs run once or twice
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": hurry.FLAGS}
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["bluelm_jax.inference.terminal", "bluelm_jax.inference.conversation", "bluelm_jax.interop.compose", "bluelm_jax.door"])

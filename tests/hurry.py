@@ -1,0 +1,9 @@
+"""How programs are compiled for tests: in a hurry, since most run once or twice."""
+
+import importlib.metadata
+
+FLAGS = "--xla_backend_optimization_level=0"
+# The emitters of fusions take two thirds of what is left to compile; jax from 0.11 on has no others.
+CAN_DO_WITHOUT_EMITTERS = tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11)
+if CAN_DO_WITHOUT_EMITTERS:
+  FLAGS += " --xla_cpu_use_fusion_emitters=false"
