@@ -10,7 +10,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from unittest import mock
 
 from tests import hurry
 
@@ -23,19 +22,22 @@ _CONTEXT.set_forkserver_preload(["bluelm_jax.inference.terminal", "bluelm_jax.in
 
 def run(module: str, *arguments) -> subprocess.CompletedProcess:
   """Waits for `python -m module`, whose output is text."""
-  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
     argv = [module, *map(str, arguments)]
     process = _CONTEXT.Process(target=_become, args=(argv, f"/proc/{os.getpid()}/fd/{out.fileno()}", f"/proc/{os.getpid()}/fd/{err.fileno()}"))
     process.start()
     process.join(400)
     if process.exitcode is None:
       process.kill()
+      process.join()
       raise subprocess.TimeoutExpired(argv, 400)
     out.seek(0), err.seek(0)
     return subprocess.CompletedProcess(argv, process.exitcode, out.read().decode(), err.read().decode())
 
 
 def _become(argv: list[str], *outputs: str):
+  os.environ.clear()
+  os.environ.update(ENVIRONMENT)  # before any device is asked for; the server that forks may have another
   for number, path in enumerate(outputs, 1):
     os.dup2(os.open(path, os.O_WRONLY), number)
   os.chdir(ROOT)

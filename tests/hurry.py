@@ -7,3 +7,5 @@ FLAGS = "--xla_backend_optimization_level=0"
 CAN_DO_WITHOUT_EMITTERS = tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11)
 if CAN_DO_WITHOUT_EMITTERS:
   FLAGS += " --xla_cpu_use_fusion_emitters=false"
+# For jit, where two programs must agree to the last bit: the emitters round both alike.
+ALIKE = {"xla_cpu_use_fusion_emitters": True} if CAN_DO_WITHOUT_EMITTERS else {}

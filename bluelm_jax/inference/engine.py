@@ -46,6 +46,7 @@ class Engine:
     """
     Args:
       params: the trainer's tree. What has the engine's dtype and place already is kept as it is, not copied: do not donate it.
+        Layers are copied but on TPUs: they are taken apart.
       end_ids: tokens that end an answer.
       banned: tokens never produced.
       think: the model's thinking tokens; None for one that cannot think.
@@ -131,7 +132,7 @@ class Engine:
     if bad := [i for i in options.banned if not 0 <= i < self._decoder.vocab_size]:
       raise ValueError(f"banned id {bad[0]} is no token; use 0 to {self._decoder.vocab_size - 1}")
     stop_ids = self._end_ids if options.stop_ids is None else options.stop_ids
-    request = Request(next(self._ids), prompt, options, frozenset(stop_ids), images.digests(prompt), sampling.asks(options))
+    request = Request(next(self._ids), prompt, options, frozenset(stop_ids), images.digests(prompt), sampling.asks_of(options))
     self._scheduler.add(request, self._first_state(prompt, options))
     return request.id
 
@@ -201,7 +202,7 @@ class Engine:
     Raises:
       ValueError: a parameter of another shape.
     """
-    self.params = weights.in_place_of(self.params, self._weights.kept(params))
+    self.params = self._weights.in_place_of(self.params, params)
     self.version = version
     self.flush()
 

@@ -100,6 +100,7 @@ class Told(NamedTuple):
   @classmethod
   def of(cls, drawn: sampling.Drawn, counts_S):
     bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)
+    assert drawn.logprob.dtype == drawn.behaviour.dtype == jnp.float32
     counts_SQ = jnp.broadcast_to(counts_S[:, None], drawn.token.shape)
     return cls(jnp.stack([bits(x) for x in (*drawn[:5], counts_SQ)]), drawn.top_ids, drawn.top_logprobs)
 
@@ -116,7 +117,7 @@ class Programs:
     self.model, self.think, self.masked_V, self.mesh = model, think, masked_V, mesh
     self.compiled: dict[tuple, jax.stages.Compiled] = {}
     self._forward = jax.jit(self._forward_fn, static_argnames="shape", donate_argnames="pages")
-    self._draws = [jax.jit(functools.partial(self._draw_fn, most), donate_argnames="slots") for most in sampling.ASKS]
+    self._draws = [jax.jit(functools.partial(self._draw_fn, asks), donate_argnames="slots") for asks in sampling.ASKS]
     self.admit = jax.jit(_admit, donate_argnames="slots")
     self.count_seen = jax.jit(lambda slots, slot, seen_V: slots._replace(seen_SV=slots.seen_SV.at[slot].set(seen_V)), donate_argnames="slots")
     self.copy_pages = jax.jit(functools.partial(_copy_pages, getattr(model.config, "decoder", model.config).num_layers), donate_argnames="pages")
@@ -125,7 +126,7 @@ class Programs:
     """(pages, slots, `Told`).
 
     Args:
-      asks: of the rows at most; see `sampling.asks`.
+      asks: of the rows at most; see `sampling.asks_of`.
     """
     pages, *rows = self._run(self._forward, shape, params, pages, slots.state.token, visual_XD, batch.packed(), shape=shape)
     return pages, *self._run(self._draws[asks], shape[:2], slots, *rows)
@@ -153,15 +154,15 @@ class Programs:
         {"params": weights.whole(params)}, flat(inputs_SQ, batch.tokens_CB)[None],
         positions=jnp.maximum(flat(positions_SQ, batch.positions_CB), 0)[None], cache=cache, method="readout", **images)
     pages = tuple(rules.constrain(x, None, "kv_heads", *[None] * (x.ndim - 2)) for x in cache.pages)
-    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1), *batch[:3]
+    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1), *(rules.constrain(x, *[None] * x.ndim) for x in batch[:3])
 
-  def _draw_fn(self, most, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
+  def _draw_fn(self, asks, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
     state, asked = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))
     positions_SQ = _positions(positions_S, drafts_SQ)
     found, counts, alive, seen_SV = [], jnp.zeros(len(slots_S), jnp.int32), positions_S >= 0, slots.seen_SV
     for i in range(logits_SQV.shape[1]):
       drawn, after = sampling.draw(
-          logits_SQV[:, i], asked, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think, most)
+          logits_SQV[:, i], asked, state, positions_SQ[:, i] + 1, lambda: seen_SV[slots_S], self.masked_V, self.think, asks)
       found.append(drawn)
       state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, state)
       counts += alive

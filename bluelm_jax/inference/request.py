@@ -107,7 +107,7 @@ class Token(NamedTuple):
 
 
 class Request(NamedTuple):
-  """A prompt in the engine; `digests` tell its tiles apart, see `images.digests`, and `asks` what its draws need, see `sampling.asks`."""
+  """A prompt in the engine; `digests` tell its tiles apart, see `images.digests`, and `asks` what its draws need, see `sampling.asks_of`."""
 
   id: int
   prompt: Example

@@ -18,6 +18,7 @@ ASKS = LIKELIEST, PLAIN, ANYTHING = range(3)  # what a draw is asked for at most
 _NEVER = -jnp.inf
 _BOUNDLESS = 2**30
 _LANE = 128
+_PLAIN = Options()
 
 
 class Rules(NamedTuple):
@@ -85,22 +86,22 @@ class Think(NamedTuple):
   blank: tuple[int, ...] = ()
 
 
-def asks(options: Options) -> int:
+def asks_of(options: Options) -> int:
   """LIKELIEST, PLAIN or ANYTHING."""
-  o, plain = options, Options()
-  if o.banned or any(getattr(o, name) != getattr(plain, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty", "top_logprobs")):
+  more = ("banned", "repetition_penalty", "top_logprobs", *(("top_k", "top_p", "min_p") if options.temperature else ()))
+  if any(getattr(options, name) != getattr(_PLAIN, name) for name in more):
     return ANYTHING
-  return PLAIN if o.temperature else LIKELIEST
+  return PLAIN if options.temperature else LIKELIEST
 
 
-def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, think: Think | None, most: int = ANYTHING):
+def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, think: Think | None, asks: int = ANYTHING):
   """One token for each row.
 
   Args:
     position_S: of the token to come; with the seed it fixes the draw, whatever the other rows are.
     seen: () -> bool [S, V], tokens that the repetition penalty counts; called only where a row has a penalty.
     masked_V: bool, tokens that no row may produce.
-    most: what the rows ask at most (`asks`); the program does no more, and up to PLAIN it has no branches, at which a GPU waits for its host.
+    asks: of the rows at most (`asks_of`); the program does no more, and up to PLAIN it has no branches, at which a GPU waits for its host.
 
   Returns:
     (Drawn, the state after it).
@@ -108,7 +109,7 @@ def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, thin
   S, V = logits_SV.shape
   raw_SV = logits_SV.astype(jnp.float32)
   rows = jnp.arange(S)
-  if_any = lambda asked_S, run, x: jax.lax.cond(jnp.any(asked_S), run, lambda x: x, x) if most == ANYTHING else x
+  if_any = lambda asked_S, run, x: jax.lax.cond(jnp.any(asked_S), run, lambda x: x, x) if asks == ANYTHING else x
   logits = if_any(rules.penalty != 1, lambda x: _penalised(x, seen(), rules.penalty), raw_SV)
   logits = jnp.where(masked_V, _NEVER, logits)
   ban = lambda x: x.at[rows[:, None], jnp.where(rules.banned < 0, V, rules.banned)].set(_NEVER, mode="drop")
@@ -124,14 +125,14 @@ def draw(logits_SV, rules: Rules, state: State, position_S, seen, masked_V, thin
   filtered = ~greedy & ((rules.top_k > 0) | (rules.top_p < 1) | (rules.min_p > 0))
   logits = if_any(filtered, lambda x: _filtered(x, rules), logits)
   best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  drawn, total_log = (best, jnp.zeros(S)) if most == LIKELIEST else _by_mass(logits, _uniform(rules, position_S))
+  drawn, total_log = (best, jnp.zeros(S, jnp.float32)) if asks == LIKELIEST else _by_mass(logits, _uniform(rules, position_S))
   token = jnp.where(forced, forced_token, jnp.where(greedy, best, drawn))
   pick = lambda x: jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
   raw_logs = jax.nn.logsumexp(raw_SV, axis=-1)
   behaviour = jnp.where(forced | greedy, 0.0, pick(logits) - total_log)
-  none = jnp.zeros((S, MOST_TOP_LOGPROBS), jnp.int32), jnp.zeros((S, MOST_TOP_LOGPROBS))
+  none = jnp.zeros((S, MOST_TOP_LOGPROBS), jnp.int32), jnp.zeros((S, MOST_TOP_LOGPROBS), jnp.float32)
   top_ids, top = none
-  if most == ANYTHING:
+  if asks == ANYTHING:
     top_ids, top = jax.lax.cond(jnp.any(rules.tops > 0), lambda x: _top(x, raw_logs), lambda x: none, raw_SV)
   after = state._replace(token=token, left=state.left - 1)
   thinking = state.phase == THINKING

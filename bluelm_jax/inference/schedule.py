@@ -100,13 +100,14 @@ class Scheduler:
 
   def __init__(self, pool: PagePool, slots: int, prefill_rows: int, drafts: int, most_pages: int, tokens_per_tile: int, images=None):
     self.pool, self.slots, self.prefill_rows, self.drafts = pool, slots, prefill_rows, drafts
-    self.most_pages, self.tokens_per_tile, self.images = most_pages, tokens_per_tile, images
+    self.tokens_per_tile, self.images = tokens_per_tile, images
     self.waiting: collections.deque[Prefill] = collections.deque()
     self.reading: list[Prefill] = []
     self.ready: collections.deque[Sample] = collections.deque()
     self.running: list[Sample] = []
     self._free_slots = list(range(slots - 1, -1, -1))
     fewest = _FEWEST_DECODES.get(target_platform(), 1)
+    self._page_counts = [n for n in _PAGES if n < most_pages] + [most_pages]
     self._decodes = [n for n in _DECODES if fewest <= n < slots] + [max(fewest, slots)]
     self.preemptions = 0
     self.prefix_tokens = 0
@@ -300,15 +301,14 @@ class Scheduler:
 
   def shapes(self) -> list[programs.Shape]:
     """All that a step can have."""
-    pages = [n for n in _PAGES if n < self.most_pages] + [self.most_pages]
     rows = [0, _FEW_ROWS, self.prefill_rows]
-    return list(dict.fromkeys(self._shape(d, r, p) for p in pages for d in self._decodes for r in rows))
+    return list(dict.fromkeys(self._shape(d, r, p) for p in self._page_counts for d in self._decodes for r in rows))
 
   def _shape(self, drawing: int, rows: int, pages: int) -> programs.Shape:
     prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= rows)
     # With prefills there is one number of decodes only: programs are few.
     decodes = next(n for n in self._decodes if n >= (self.slots if rows else drawing))
-    return programs.Shape(decodes, self.drafts, prefills, min(next((n for n in _PAGES if n >= pages), self.most_pages), self.most_pages))
+    return programs.Shape(decodes, self.drafts, prefills, next(n for n in self._page_counts if n >= pages))
 
   def _laid_out(self, drawing, rows, copies, entering) -> Plan:
     shape = self._shape(len(drawing), len(rows), max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows]))

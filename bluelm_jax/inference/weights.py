@@ -41,10 +41,28 @@ class Weights:
     """The trainer's parameters, from any mesh and dtype, as `whole` takes them."""
     if self.mesh is not None:
       params = jax.device_put(params, rules.param_shardings(self.mesh, abstract_params(self.model.config)))
-    params = jax.tree_util.tree_map_with_path(self._cast, params)
-    if self._bits is not None:
-      params = quantized.quantize(params, self._bits, self._group)
+    if self._bits is None:  # cast and taken apart one by one, so that never two whole trees of ours are there
+      return jax.tree_util.tree_map_with_path(lambda path, x: self._in_layers(path, self._cast(path, x)), params)
+    params = quantized.quantize(jax.tree_util.tree_map_with_path(self._cast, params), self._bits, self._group)
     return jax.tree_util.tree_map_with_path(self._in_layers, params, is_leaf=_is_quantized)
+
+  def in_place_of(self, old, params):
+    """The trainer's parameters as `kept` keeps them, with the dtypes and places of `old`.
+
+    Raises:
+      ValueError: a parameter of another shape, or another set of parameters.
+    """
+    new = self.kept(params)
+    if jax.tree.structure(old) != jax.tree.structure(new):
+      raise ValueError("the new weights are of another model; start an engine with them")
+
+    def one(path, a, b):
+      if a.shape != b.shape:
+        raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')} has shape {b.shape}, not {a.shape}; start another engine for this model")
+      ours = self.unrolled and any(getattr(p, "key", None) == "layers" for p in path)  # a copy already
+      return jax.device_put(b.astype(a.dtype), a.sharding, may_alias=None if ours else False)  # a trainer may give its own away
+
+    return jax.tree_util.tree_map_with_path(one, old, new)
 
   def _cast(self, path, x):
     if path[-1].key in ("scale", "bias"):  # norms are computed as they are stored
@@ -64,23 +82,6 @@ def whole(params):
   params = jax.tree.map(lambda x: jax.tree.map(lambda *y: jnp.stack(y), *x) if is_layers(x) else x, params, is_leaf=is_layers)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: x if "layers" in [p.key for p in path] else quantized.whole(x), params, is_leaf=_is_quantized)
-
-
-def in_place_of(old, new):
-  """`new` with the dtypes and places of `old`.
-
-  Raises:
-    ValueError: a parameter of another shape, or another set of parameters.
-  """
-  if jax.tree.structure(old) != jax.tree.structure(new):
-    raise ValueError("the new weights are of another model; start an engine with them")
-
-  def one(path, a, b):
-    if a.shape != b.shape:
-      raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')} has shape {b.shape}, not {a.shape}; start another engine for this model")
-    return jax.device_put(b.astype(a.dtype), a.sharding, may_alias=False)  # a trainer may give its own away
-
-  return jax.tree_util.tree_map_with_path(one, old, new)
 
 
 def _is_quantized(x) -> bool:

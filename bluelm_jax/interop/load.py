@@ -108,7 +108,8 @@ def _abstract_params(config, x64: bool):
   else:
     example = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     init = functools.partial(model.init, method="init_all") if isinstance(config, BlueLMConfig) else model.init
-  return jax.eval_shape(init, jax.random.key(0), example)["params"]
+  shapes = jax.eval_shape(init, jax.random.key(0), example)["params"]
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)  # of no mesh that may be set just now
 
 
 def param_shapes(config) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,10 @@ _FILE_NAME = "metrics.jsonl"
 
 
 def _tensorboard():
-  """tensorboardX, kept from importing torch where there is one: for the name of a type it would take seconds of every start."""
+  """tensorboardX, kept from importing torch where there is one: for the name of a type it would take seconds of every start.
+
+  Nothing else may be importing torch meanwhile: at the start no other thread does.
+  """
   hidden = "torch" not in sys.modules
   if hidden:
     sys.modules["torch"] = None  # an ImportError, which it expects

@@ -89,7 +89,8 @@ def before(w: Watcher, state, grads, activations: dict):
 
 
 def after(w: Watcher, step, found: dict, updates, opt_state):
-  """`found` of `before` with the norms of the updates and of the moments that are kept, and the ratio of update to parameter."""
+  """`found` of `before` with the norms of the updates, also where a bad step refuses them, and of the moments that are kept; and
+  the ratio of update to parameter."""
   found |= jax.tree.map(lambda x: jnp.where(w.due(step), x, 0.0), _norms(w, {"update": _squares(updates)}))
   for name in w.groups:
     found[f"update_ratio/{name}"] = found[f"update_norm/{name}"] / jnp.where(w.due(step), found[f"param_norm/{name}"], 1.0)
@@ -172,7 +173,7 @@ def join(a: dict, b: dict) -> dict:
 
 
 def scalars(found: dict) -> dict[str, float]:
-  """`measure`'s numbers by their names in the log, layer by layer; those that are no finite numbers are left out."""
+  """The numbers of `before` and `after` by their names in the log, layer by layer; those that are no finite numbers are left out."""
   named = {}
   for name, value in found.items():
     values = {name: value} if np.ndim(value) == 0 else {f"{name}/{i:02d}": v for i, v in enumerate(value)}

@@ -8,6 +8,7 @@ import pytest
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.evaluation import budgets
 from bluelm_jax.evaluation import text
+from bluelm_jax.inference import schedule
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
 from bluelm_jax.models import quantized
@@ -63,6 +64,7 @@ def test_draws_depend_on_the_seed_alone():
   """Not on what is beside them, nor on whether pages ran out and a text was read again."""
   asked = small_engine.prompts()
   requests = [(p, Options(max_tokens=40, temperature=1.0, seed=i, n=2)) for i, p in enumerate(asked)]
+  requests += [(asked[0], Options(max_tokens=40)), (asked[2], Options(max_tokens=40, temperature=0.7, top_p=0.8, seed=9))]
   engine = small_engine.shared_engine()
   together = [[ids(s) for s in answer] for answer in run(engine, requests)]
   alone = [[ids(s) for s in run(engine, [r])[0]] for r in requests]
@@ -141,6 +143,7 @@ def test_new_weights_are_used_at_once_and_nothing_is_compiled(request):
     tokens += engine.step()
   assert {t.version for t in tokens if t.request == running} == {0, 7}
   new = [ids(a) for (a,) in run(engine, [(p, options) for p in asked])]
+  run(engine, [(asked[0], Options(max_tokens=3, temperature=1.0, **more)) for more in ({}, {"top_k": 3})])
   assert new != old and engine.stats()["programs"] == programs
   narrow = jax.tree.map(lambda x: x.astype(np.float32), params)
   for prompt, answer in zip(asked, new):
@@ -188,6 +191,34 @@ def test_a_request_ends_where_it_is_told():
     engine.cancel(request)
   assert not [t for _ in range(3) for t in engine.step()]
   check_empty(engine)
+
+
+def test_a_sample_ends_wherever_it_is():
+  """Waiting, half read, sharing pages with its siblings, sent back for want of pages, with guesses ahead."""
+  engine = small_engine.new_engine(pages=12, drafts=2)
+  whole = {}
+  for at in (None, *range(0, 60, 4)):
+    requests = [engine.submit(p, Options(max_tokens=30, n=2)) for p in small_engine.prompts()[::2]]
+    said = {(r, i): [] for r in range(2) for i in range(2)}
+    for step in range(400):
+      if step == at:
+        engine.cancel(requests[1], 0)
+      for token in engine.step():
+        said[requests.index(token.request), token.sample].append(token.token)
+    check_empty(engine)
+    whole = whole or said
+    cut = said.pop((1, 0))
+    assert said == {key: tokens for key, tokens in whole.items() if key != (1, 0)} and cut == whole[1, 0][: len(cut)]
+  assert engine.stats()["preemptions"] > 0
+
+
+def test_a_gpu_decodes_eight_rows_at_least(monkeypatch):
+  asked = [(p, Options(max_tokens=6)) for p in small_engine.prompts()]
+  expected = [ids(a) for (a,) in run(small_engine.shared_engine(), asked)]
+  monkeypatch.setattr(schedule, "target_platform", lambda: "gpu")
+  engine = small_engine.new_engine(slots=3, drafts=2)
+  assert [ids(a) for (a,) in run(engine, asked)] == expected
+  assert {shape.decodes for shape in engine._scheduler.shapes()} == {8}
 
 
 def check_one_sample_ends(engine, prompt, whole):

@@ -1,5 +1,6 @@
 """Draws against transformers' own rules, and thoughts that keep to their budgets."""
 
+import dataclasses
 import functools
 
 import jax
@@ -89,6 +90,30 @@ def test_masked_tokens_and_temperature_zero():
   options = [Options(), Options(banned=(2,))]
   drawn, after = draw(logits, rules(options), start(options), np.zeros(2, int), np.zeros((2, 4), bool), np.array([False, True, False, False]))
   assert drawn.token.tolist() == [2, 3] and drawn.behaviour.tolist() == [0, 0] and after.left.tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("least, options", [
+    (sampling.LIKELIEST, [Options(top_p=0.5 + 0.05 * i) for i in range(8)]),
+    (sampling.PLAIN, [Options(temperature=float(i % 3), seed=i) for i in range(8)])])
+def test_a_draw_that_does_less_says_the_same(least, options):
+  logits, state = np.random.default_rng(0).normal(0, 2, (8, VOCAB)).astype(np.float32), start(options)
+  assert max(map(sampling.asks_of, options)) == least
+  found = []
+  for asks in sampling.ASKS[least:]:
+    run = jax.jit(lambda logits, table, state, asks=asks: sampling.draw(
+        logits, table, state, np.arange(8), lambda: np.zeros((8, VOCAB), bool), np.arange(VOCAB) == 7, None, asks))
+    found.append(jax.device_get(run(logits, rules(options), state)))
+  for other in found[1:]:
+    jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+def test_every_option_has_its_kind_of_draw():
+  more = {"banned": (3,), "repetition_penalty": 1.1, "top_logprobs": 1, "top_k": 2, "top_p": 0.5, "min_p": 0.1}
+  no_matter = {
+      "max_tokens", "temperature", "seed", "n", "stop", "stop_ids", "thinking", "thinking_token_budget", "answer_tokens"}  # the state's, or the host's
+  assert {f.name for f in dataclasses.fields(Options)} == {*more, *no_matter}
+  for name, value in more.items():
+    assert sampling.asks_of(Options(temperature=1.0, **{name: value})) == sampling.ANYTHING
 
 
 @pytest.mark.parametrize("wrap_up", [(), WRAP_UP])

@@ -29,7 +29,7 @@ def inputs(rng, B, Q, S, H, K, D, V):
   return [rng.standard_normal(shape) for shape in shapes]
 
 
-def numbers(rng, B, Q, S, causal, segments):
+def drawn_numbers(rng, B, Q, S, causal, segments):
   """Shuffled positions, and segment ids with padding, as a permuted packed row has them."""
   row = lambda n: np.stack([rng.permutation(n) for _ in range(B)])
   ids = lambda n: np.sort(rng.integers(0, 4, (B, n)), axis=1)[:, ::-1]
@@ -52,7 +52,7 @@ def outputs_and_gradients(arrays, numbers, implementation, **options):
 expected = jax.jit(functools.partial(outputs_and_gradients, implementation="reference"), static_argnames=("causal", "window"))  # for every backend
 
 
-def found(arrays, dtype, numbers, implementation, **options):
+def computed(arrays, dtype, numbers, implementation, **options):
   """Compiled anew, as a backend may have been changed."""
   run = jax.jit(functools.partial(outputs_and_gradients, implementation=implementation, **options))
   return run([*(jnp.asarray(x, dtype) for x in arrays[:3]), *arrays[3:]], numbers)
@@ -60,7 +60,7 @@ def found(arrays, dtype, numbers, implementation, **options):
 
 def compare(arrays, implementation, dtype, numbers={}, **options):
   rounded = [np.asarray(jnp.asarray(x, dtype), np.float64) for x in arrays[:3]]  # what the backend was really given
-  pairs = found(arrays, dtype, numbers, implementation, **options), expected((*rounded, *arrays[3:]), numbers, **options)
+  pairs = computed(arrays, dtype, numbers, implementation, **options), expected((*rounded, *arrays[3:]), numbers, **options)
   for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), *pairs):
     a, b = np.asarray(a, np.float64), np.asarray(b)
     error = np.linalg.norm(a - b) / np.linalg.norm(b)
@@ -79,7 +79,7 @@ GRID = [  # all in float32; in bfloat16, which changes casts alone, half, so tha
 def test_grid(float64, backend, causal, segments, K, lengths, dtype):
   rng = np.random.default_rng([causal, segments, K, *lengths])
   arrays = inputs(rng, 2, *lengths, 4, K, 64, 64)
-  compare(arrays, backend, dtype, numbers(rng, 2, *lengths, causal, segments), causal=causal)
+  compare(arrays, backend, dtype, drawn_numbers(rng, 2, *lengths, causal, segments), causal=causal)
 
 
 SIZES = [(name, 192, 128) for name in ("xla", "xla in blocks")] + [("pallas_tpu", *sizes) for sizes in ((64, 64), (72, 72), (80, 80), (128, 128), (192, 128))]
@@ -153,7 +153,7 @@ def test_tpu_kernels_have_no_races():
   arrays = inputs(rng, 1, 200, 300, 2, 1, 64, 64)
   pallas_tpu.interpret = pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait", uninitialized_memory="nan")
   try:
-    results = found(arrays, jnp.float32, numbers(rng, 1, 200, 300, True, True), "pallas_tpu")
+    results = computed(arrays, jnp.float32, drawn_numbers(rng, 1, 200, 300, True, True), "pallas_tpu")
     assert interpret_pallas_call.races is not None and not interpret_pallas_call.races.races_found
   finally:
     pallas_tpu.interpret = None

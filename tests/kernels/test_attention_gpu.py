@@ -110,7 +110,9 @@ def test_hopper_kernels_and_their_barriers(monkeypatch):
 
 def _compile_once(monkeypatch):
   """The interpreter would compile a kernel anew for every warpgroup of every program, which is most of its time."""
-  from jax._src.pallas.mosaic.interpret import thread_map
+  thread_map = pytest.importorskip("jax._src.pallas.mosaic.interpret.thread_map", reason="this JAX interprets in another way")
+  if not hasattr(thread_map, "_run_jaxpr"):
+    return
 
   compiled, lock = {}, threading.Lock()
 

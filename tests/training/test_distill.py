@@ -98,9 +98,8 @@ def test_the_checkpoint_holds_the_student_alone(distilled):
 
 
 def test_without_a_share_a_teacher_changes_nothing(teacher, tmp_path, monkeypatch):
-  """Bit for bit, in two programs: the emitters that tests go without round both alike."""
-  if hurry.CAN_DO_WITHOUT_EMITTERS:
-    monkeypatch.setattr(chips, "compiler_options", lambda kind: {"xla_cpu_use_fusion_emitters": True})
+  """Bit for bit, in two programs."""
+  monkeypatch.setattr(chips, "compiler_options", lambda kind: hurry.ALIKE)
   stage.run(text(), tmp_path / "lm")
   stage.run(distil(teacher, **{"distill.share": 0.0}), tmp_path / "distill")
   plain, taught = losses(tmp_path / "lm"), losses(tmp_path / "distill")

@@ -9,6 +9,7 @@ import pytest
 from bluelm_jax.training import defaults
 from bluelm_jax.training import muon
 from bluelm_jax.training import optimizer
+from tests import hurry
 
 
 def config(**changes):
@@ -67,7 +68,7 @@ def test_decay_by_pattern():
 def steps(tx, count=4):
   """Parameters and optimizer state after some updates with the same random gradients."""
   rng, params = np.random.default_rng(0), PARAMS
-  state, update = tx.init(params), jax.jit(tx.update)
+  state, update = tx.init(params), jax.jit(tx.update, compiler_options=hurry.ALIKE)
   for _ in range(count):
     grads = {p: jnp.array(rng.standard_normal(v.shape), jnp.float32) for p, v in PARAMS.items()}
     updates, state = update(grads, state, params)

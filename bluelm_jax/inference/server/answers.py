@@ -77,7 +77,7 @@ class Answers:
       raise Refusal(400, str(e)) from e
 
   async def _steps(self, stream, reply, began):
-    """The stream's steps, timed; a choice that the reply has at its end by a stop text draws no more."""
+    """What the reply makes of each step of the stream, timed; a choice that it ends at a stop text draws no more."""
     metrics, last, over = self._service.metrics, {}, set()
     async for step in stream.steps():
       now = time.perf_counter()
@@ -88,16 +88,16 @@ class Answers:
         elif not last:
           metrics.first.observe(now - began)
         last[choice] = now
-      yield step
+      pieces = []
       for choice, token in step:
+        pieces += reply.add(choice, token)
         if reply.finished(choice) and not token.finish and choice not in over:
           over.add(choice)
           self._service.worker.end(stream, choice)
+      yield pieces
 
   async def _whole(self, reply, steps, sender):
-    async for step in steps:
-      for choice, token in step:
-        reply.add(choice, token)
+    async for _ in steps:
       if reply.ended:
         break
     await sender.start("application/json")
@@ -107,10 +107,9 @@ class Answers:
     await sender.start(reply.media_type)
     await sender.send(b"".join(map(reply.frame, reply.start())))
     try:
-      async for step in steps:
-        found = [chunk for choice, token in step for chunk in reply.add(choice, token)]
-        if found:
-          await sender.send(b"".join(map(reply.frame, found)))
+      async for pieces in steps:
+        if pieces:
+          await sender.send(b"".join(map(reply.frame, pieces)))
         if reply.ended:
           break
       last = b"".join(map(reply.frame, reply.end())) + reply.closing

@@ -73,7 +73,9 @@ class _Public:
     return JSONResponse({"object": "list", "data": [self._served()]})
 
   async def model(self, request) -> JSONResponse:
-    self._service.check_name(request.path_params["name"])
+    if not (name := request.path_params["name"]):
+      return await self.models(request)
+    self._service.check_name(name)
     return JSONResponse(self._served())
 
   def _served(self) -> dict:

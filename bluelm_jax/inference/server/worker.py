@@ -38,7 +38,7 @@ class Stream:
     self._queue: asyncio.Queue[list[tuple[int, Token]] | Broken] = asyncio.Queue()
 
   async def steps(self) -> AsyncIterator[list[tuple[int, Token]]]:
-    """The (choice, token)s of a step at a time, until every sample has ended. Raises Broken."""
+    """The (choice, token)s of a step at a time, until every sample has ended by itself; whoever ends one stops asking. Raises Broken."""
     left = len(self.prompts) * self.options.n
     while left:
       found = await self._queue.get()
@@ -65,7 +65,7 @@ class Worker:
     self._engine = engine
     self._tasks: queue.SimpleQueue[tuple[Callable, asyncio.Future | None]] = queue.SimpleQueue()
     self._streams: dict[int, tuple[Stream, int]] = {}  # by the engine's ids: who waits, and its first choice
-    self._running = {}  # by the same: samples that have not ended
+    self._running = {}  # by the same: samples that have not ended by themselves
     self._open = True
     self.failure, self.paused, self.version, self.stats = "", False, version, engine.stats()
     self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -176,8 +176,7 @@ class Worker:
 
   def _end(self, stream, choice, engine):
     prompt, sample = divmod(choice, stream.options.n)
-    if prompt < len(stream.ids):  # a refused stream has none
-      engine.cancel(stream.ids[prompt], sample)
+    engine.cancel(stream.ids[prompt], sample)
 
   def _forget(self, i):
     self._streams.pop(i, None)
