@@ -91,7 +91,7 @@ class Answers:
       pieces = []
       for choice, token in step:
         pieces += reply.add(choice, token)
-        if reply.finished(choice) and not token.finish and choice not in over:
+        if reply.finished(choice) and not token.finish and choice not in over and not reply.ended:
           over.add(choice)
           self._service.worker.end(stream, choice)
       yield pieces

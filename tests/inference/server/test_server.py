@@ -166,13 +166,13 @@ def test_a_choice_at_its_stop_text_draws_no_more(server, client, stream):
   engine = server.engine
   engine.detour, engine.cancelled, engine.pace = "Let me see and see again. ", [], 0.01
   try:
-    found = client.chat.completions.create(model="tiny", messages=HI, n=3, stop=" and (", stream=stream)
+    found = client.chat.completions.create(model="tiny", messages=HI, n=2, stop=" and (", stream=stream)
     said = [c.message.content for c in found.choices] if not stream else [
-        "".join(p.choices[0].delta.content or "" for p in pieces) for pieces in _by_choice(found, 3)]
+        "".join(p.choices[0].delta.content or "" for p in pieces) for pieces in _by_choice(found, 2)]
   finally:
     detour, engine.detour, engine.pace = engine.detour, "", 0.0
   answer = fake.ANSWER[: fake.ANSWER.index(" and (")]
-  assert said == [answer, detour + answer, detour + answer]
+  assert said == [answer, detour + answer]
   assert [sample for _, sample in engine.cancelled] == [0]
 
 
