@@ -47,6 +47,8 @@ def _key(argument):
 
 
 def _leaf(x):
+  if isinstance(x, jax.sharding.Mesh):  # it can be called, too
+    return x
   if callable(x):  # an optimizer's
     return None
   return (x.shape, str(x.dtype)) if hasattr(x, "dtype") else x
