@@ -24,14 +24,15 @@ from bluelm_jax.models.decoder import empty_pages
 from bluelm_jax.sharding import rules
 
 _ADMITTED = 8  # samples put into slots by one call
+_STEPS = {"gpu": 8}  # of one call
 
 
 class Engine:
   """Answers requests with one model.
 
-  Continuous batching over paged keys and values (arXiv 2309.06180): every step reads pieces of new prompts and draws one
-  token for each running sample. While the device computes a step, the host prepares the next, so a token is reported one call
-  of `step` after its own. Not for use by several threads at once.
+  Continuous batching over paged keys and values (arXiv 2309.06180): every step reads pieces of new prompts and draws a token, or
+  where nobody reads several, for each running sample. While the device computes a step, the host prepares the next, so a token is
+  reported one call of `step` after its own. Not for use by several threads at once.
 
   Attributes:
     max_context: the longest prompt and answer together, in tokens.
@@ -40,8 +41,8 @@ class Engine:
 
   def __init__(
       self, model, params, *, end_ids: Sequence[int], banned: Sequence[int] = (), think: sampling.Think | None = None, slots: int = 32,
-      pages: int | None = None, page_size: int | None = None, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, kv_dtype: str | None = None,
-      bits: int | None = None, group: int | None = None, mesh: jax.sharding.Mesh | None = None, version: int = 0,
+      pages: int | None = None, page_size: int | None = None, prefill_tokens: int = 256, tiles: int = 64, drafts: int = 0, steps: int | None = None,
+      kv_dtype: str | None = None, bits: int | None = None, group: int | None = None, mesh: jax.sharding.Mesh | None = None, version: int = 0,
   ):
     """
     Args:
@@ -59,6 +60,8 @@ class Engine:
       bits, group: of the decoder's weights, 8 or 4, and how many of their inputs share a scale; see `models.quantized`.
       mesh: tensor ranks share heads, neurons and vocabulary; None: one device.
       drafts: tokens guessed ahead from the text so far, and checked in the same step; 0 guesses none.
+      steps: tokens that each sample draws in one call of the device while no prompt is read; None means 8 on GPUs, so that they do
+        not wait for the host, and 1 elsewhere or with drafts. What is drawn beyond an end is thrown away.
     """
     self._weights, self.version, self.drafts = weights.Weights(model, mesh, bits, group), version, drafts
     self.model, self._mesh = self._weights.model, mesh
@@ -70,6 +73,10 @@ class Engine:
       raise ValueError(f"kv_dtype {kv_dtype!r} is unknown; use 'int8' or None")
     if min(slots, pages or 1, page_size or 1) < 1 or drafts < 0:
       raise ValueError(f"slots {slots}, pages {pages} and page_size {page_size} must be at least 1, drafts {drafts} at least 0")
+    if steps is None:
+      steps = _STEPS.get(target_platform(), 1) if not drafts else 1
+    if steps < 1 or (drafts and steps > 1):
+      raise ValueError(f"steps {steps} must be at least 1, and with drafts no more; leave one of them out")
     if prefill_tokens < 2 * programs.ROW:
       raise ValueError(f"prefill_tokens {prefill_tokens} is below {2 * programs.ROW}; use more")
     page_size = page_size or (128 if target_platform() == "tpu" else 16)
@@ -79,7 +86,7 @@ class Engine:
     self._images = images.ImagePool(self.model, tiles, mesh) if multimodal else None
     self.params = self._weights.kept(params)
     self._scheduler = Scheduler(
-        self._pool, slots, prefill_tokens // programs.ROW, drafts, -(-self.max_context // page_size),
+        self._pool, slots, prefill_tokens // programs.ROW, drafts, steps, -(-self.max_context // page_size),
         config.tokens_per_tile if multimodal else 1, self._images)
     masked = np.zeros(self._decoder.vocab_size, bool)
     masked[list(banned)] = True
@@ -105,9 +112,10 @@ class Engine:
     warm = set()
     for shape in self._scheduler.shapes():
       batch = programs.Batch.empty(shape, self._scheduler.slots)
-      for asks in sampling.ASKS if shape[:2] not in warm else (sampling.LIKELIEST,):
+      new = (sampling.LIKELIEST, sampling.PLAIN) if shape.steps > 1 else sampling.ASKS if shape[:2] not in warm else (sampling.LIKELIEST,)
+      for asks in new:
         self._pages, self._slots, *_ = self._programs.step(shape, asks, self.params, self._pages, self._slots, visual, batch)
-      warm.add(shape[:2])
+      warm |= {shape[:2]} if shape.steps == 1 else set()
     if self._images:
       self._images.warm_up(self.params)
 
@@ -272,7 +280,8 @@ class Engine:
       if sample.ended:
         continue
       options = sample.request.options
-      sample.read += counts[r][0] - 1
+      if self.drafts:
+        sample.read += counts[r][0] - 1
       for q in range(counts[r][0]):
         sample.tokens.append(token[r][q])
         finish = "stop" if token[r][q] in sample.request.stop_ids else "length" if sample.known == options.max_tokens else None

@@ -1,7 +1,7 @@
 """The engine's compiled steps: one a shape, over the trainer's own modules.
 
 Shapes: S decoding rows of Q tokens, C prefilling rows of ROW tokens, M pages of a row's table, T = S Q + C ROW tokens,
-V vocabulary, D width.
+N steps of one call, V vocabulary, D width.
 """
 
 import functools
@@ -29,6 +29,7 @@ class Shape(NamedTuple):
   drafts: int  # Q - 1
   prefills: int  # C
   pages: int  # M
+  steps: int = 1  # tokens drawn by one call; more than 1 only without drafts and prefills
 
 
 class Batch(NamedTuple):
@@ -89,7 +90,7 @@ class Told(NamedTuple):
 
   Attributes:
     numbers: int32 [6, S, Q], one transfer: token, log-probability, that under the distribution drawn from, whether of a thought,
-      whether forced, how many of the row's tokens count (1 and the guesses that came true).
+      whether forced, how many of the row's tokens count (1 and the guesses that came true). With several steps Q is their number.
     top_ids, top_logprobs: [S, Q, MOST_TOP_LOGPROBS].
   """
 
@@ -111,13 +112,17 @@ class Told(NamedTuple):
 
 
 class Programs:
-  """Compiled programs by shape: a step is a forward pass, and a draw from its logits that does not depend on all of the shape."""
+  """Compiled programs by shape.
+
+  A step is a forward pass, and a draw from its logits that does not depend on all of the shape. Several steps are one program.
+  """
 
   def __init__(self, model, masked_V: np.ndarray, think: sampling.Think | None, mesh=None):
     self.model, self.think, self.masked_V, self.mesh = model, think, masked_V, mesh
     self.compiled: dict[tuple, jax.stages.Compiled] = {}
     self._forward = jax.jit(self._forward_fn, static_argnames="shape", donate_argnames="pages")
     self._draws = [jax.jit(functools.partial(self._draw_fn, asks), donate_argnames="slots") for asks in sampling.ASKS]
+    self._several = [jax.jit(functools.partial(self._several_fn, asks), static_argnames="shape", donate_argnames=("pages", "slots")) for asks in sampling.ASKS]
     self.admit = jax.jit(_admit, donate_argnames="slots")
     self.count_seen = jax.jit(lambda slots, slot, seen_V: slots._replace(seen_SV=slots.seen_SV.at[slot].set(seen_V)), donate_argnames="slots")
     self.copy_pages = jax.jit(functools.partial(_copy_pages, getattr(model.config, "decoder", model.config).num_layers), donate_argnames="pages")
@@ -128,7 +133,10 @@ class Programs:
     Args:
       asks: of the rows at most; see `sampling.asks_of`.
     """
-    pages, *rows = self._run(self._forward, shape, params, pages, slots.state.token, visual_XD, batch.packed(), shape=shape)
+    numbers = batch.packed()
+    if shape.steps > 1:
+      return self._run(self._several[asks], shape, params, pages, slots, numbers, shape=shape)
+    pages, *rows = self._run(self._forward, shape, params, pages, slots.state.token, visual_XD, numbers, shape=shape)
     return pages, *self._run(self._draws[asks], shape[:2], slots, *rows)
 
   def _run(self, program, key, *args, **static):
@@ -139,7 +147,26 @@ class Programs:
 
   def _forward_fn(self, params, pages, token_of_slot, visual_XD, numbers, *, shape):
     batch = Batch.unpacked(numbers, shape)
-    S, Q = shape.decodes, shape.drafts + 1
+    return *self._read(params, pages, token_of_slot, visual_XD, batch), *(rules.constrain(x, *[None] * x.ndim) for x in batch[:3])
+
+  def _several_fn(self, asks, params, pages, slots, numbers, *, shape):
+    """A loop over the steps, so that the host is asked once for all of them. A row stops when no token is left to it."""
+    batch = Batch.unpacked(numbers, shape)
+
+    def step(carry, i):
+      pages, slots = carry
+      here_S = (batch.positions_S >= 0) & (slots.state.left[batch.slots_S] > 0)
+      now = batch._replace(positions_S=jnp.where(here_S, batch.positions_S + i, -1))
+      pages, logits_SQV = self._read(params, pages, slots.state.token, None, now)
+      slots, drawn, _ = self._draw(asks, slots, logits_SQV, *now[:3])
+      return (pages, slots), (jax.tree.map(lambda x: x[:, 0], drawn), here_S)
+
+    (pages, slots), (drawn, here_NS) = jax.lax.scan(step, (pages, slots), jnp.arange(shape.steps, dtype=jnp.int32))
+    return pages, slots, Told.of(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), drawn), here_NS.sum(0, dtype=jnp.int32))
+
+  def _read(self, params, pages, token_of_slot, visual_XD, batch):
+    """(pages, logits [S, Q, V])."""
+    S, Q = len(batch.slots_S), batch.drafts_SQ.shape[1] + 1
     inputs_SQ = jnp.concatenate([token_of_slot[batch.slots_S][:, None], jnp.maximum(batch.drafts_SQ, 0)], axis=1)
     positions_SQ = _positions(batch.positions_S, batch.drafts_SQ)
     flat = lambda a, b: jnp.concatenate([a.reshape(-1), b.reshape(-1)])
@@ -154,9 +181,14 @@ class Programs:
         {"params": weights.whole(params)}, flat(inputs_SQ, batch.tokens_CB)[None],
         positions=jnp.maximum(flat(positions_SQ, batch.positions_CB), 0)[None], cache=cache, method="readout", **images)
     pages = tuple(rules.constrain(x, None, "kv_heads", *[None] * (x.ndim - 2)) for x in cache.pages)
-    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1), *(rules.constrain(x, *[None] * x.ndim) for x in batch[:3])
+    return pages, logits(x_1TD[:, : S * Q], table_DV).reshape(S, Q, -1)
 
   def _draw_fn(self, asks, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
+    slots, drawn, counts_S = self._draw(asks, slots, logits_SQV, slots_S, positions_S, drafts_SQ)
+    return slots, Told.of(drawn, counts_S)
+
+  def _draw(self, asks, slots, logits_SQV, slots_S, positions_S, drafts_SQ):
+    """(slots, `sampling.Drawn` with fields [S, Q, ...], how many of a row's tokens count)."""
     state, asked = (jax.tree.map(lambda x: x[slots_S], t) for t in (slots.state, slots.rules))
     positions_SQ = _positions(positions_S, drafts_SQ)
     found, counts, alive, seen_SV = [], jnp.zeros(len(slots_S), jnp.int32), positions_S >= 0, slots.seen_SV
@@ -171,7 +203,7 @@ class Programs:
         alive &= drawn.token == drafts_SQ[:, i]
     slots = Slots(slots.rules, jax.tree.map(lambda all_, new: all_.at[slots_S].set(new), slots.state, state), seen_SV)
     slots = jax.tree.map(lambda x: rules.constrain(x, *[None] * x.ndim), slots)
-    return slots, Told.of(jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found), counts)
+    return slots, jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found), counts
 
 
 def new_slots(vocab_size: int, count: int) -> Slots:

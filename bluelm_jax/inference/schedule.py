@@ -98,8 +98,8 @@ class Scheduler:
     waiting, reading, ready, running: where a request passes, in this order.
   """
 
-  def __init__(self, pool: PagePool, slots: int, prefill_rows: int, drafts: int, most_pages: int, tokens_per_tile: int, images=None):
-    self.pool, self.slots, self.prefill_rows, self.drafts = pool, slots, prefill_rows, drafts
+  def __init__(self, pool: PagePool, slots: int, prefill_rows: int, drafts: int, steps: int, most_pages: int, tokens_per_tile: int, images=None):
+    self.pool, self.slots, self.prefill_rows, self.drafts, self.steps = pool, slots, prefill_rows, drafts, steps
     self.tokens_per_tile, self.images = tokens_per_tile, images
     self.waiting: collections.deque[Prefill] = collections.deque()
     self.reading: list[Prefill] = []
@@ -171,7 +171,7 @@ class Scheduler:
       return None
     plan = self._laid_out(drawing, rows, copies, entering)
     for sample in drawing:
-      sample.read += 1
+      sample.read += min(plan.shape.steps, sample.request.options.max_tokens - sample.drawn)
     for prefill in [p for p in self.reading if p.read == p.end]:
       self.reading.remove(prefill)
       self._fork(prefill)
@@ -209,8 +209,8 @@ class Scheduler:
     return [s for s in self.running if s.drawn < s.request.options.max_tokens]
 
   def _last_place(self, sample: Sample) -> int:
-    """Where the last token of the next step goes, guesses included."""
-    return min(sample.read + self.drafts, len(sample.request.prompt.tokens) + sample.request.options.max_tokens - 2)
+    """Where the last token of the next call goes, guesses and further steps included."""
+    return min(sample.read + max(self.drafts, self.steps - 1), len(sample.request.prompt.tokens) + sample.request.options.max_tokens - 2)
 
   def _pages_wanted(self, sample: Sample) -> int:
     new = self._last_place(sample) // self.pool.size + 1 - len(sample.pages)
@@ -301,17 +301,20 @@ class Scheduler:
 
   def shapes(self) -> list[programs.Shape]:
     """All that a step can have."""
-    rows = [0, _FEW_ROWS, self.prefill_rows]
-    return list(dict.fromkeys(self._shape(d, r, p) for p in self._page_counts for d in self._decodes for r in rows))
+    kinds = [(rows, 1) for rows in (0, _FEW_ROWS, self.prefill_rows)] + [(0, self.steps)]
+    return list(dict.fromkeys(self._shape(d, r, p, n) for p in self._page_counts for d in self._decodes for r, n in kinds))
 
-  def _shape(self, drawing: int, rows: int, pages: int) -> programs.Shape:
+  def _shape(self, drawing: int, rows: int, pages: int, steps: int) -> programs.Shape:
     prefills = next(c for c in (0, _FEW_ROWS, self.prefill_rows) if c >= rows)
     # With prefills there is one number of decodes only: programs are few.
     decodes = next(n for n in self._decodes if n >= (self.slots if rows else drawing))
-    return programs.Shape(decodes, self.drafts, prefills, next(n for n in self._page_counts if n >= pages))
+    return programs.Shape(decodes, self.drafts, prefills, next(n for n in self._page_counts if n >= pages), steps)
 
   def _laid_out(self, drawing, rows, copies, entering) -> Plan:
-    shape = self._shape(len(drawing), len(rows), max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows]))
+    # What a draw can be asked beyond PLAIN has branches, at which a GPU waits for its host: nothing is won by several steps.
+    alone = not rows and all(s.request.asks <= sampling.PLAIN for s in drawing)
+    pages = max([len(s.pages) for s in drawing] + [len(p.pages) for p, _, _ in rows])
+    shape = self._shape(len(drawing), len(rows), pages, self.steps if alone else 1)
     batch = programs.Batch.empty(shape, self.slots)
     for i, sample in enumerate(drawing):
       batch.slots_S[i], batch.positions_S[i] = sample.slot, sample.read

@@ -9,9 +9,12 @@ their documents see.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib.util
 import itertools
+import os
+import subprocess
 import sys
 import time
 
@@ -224,23 +227,34 @@ def paged_table():
 
 
 def decode_table():
-  """Steps of greedy decoding by one engine, with random weights in bfloat16."""
+  """Greedy decoding by one engine, with random weights in bfloat16: a step a call and several, on a quiet host and on a busy one."""
   model = serialize.build(PRESETS["miniature" if QUICK else "bluelm_2_5_3b"]())
   narrow = lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), nn.meta.unbox(model.init(key, jnp.zeros((1, 8), jnp.int32), method="init_all")["params"]))
   params = jax.jit(narrow)(jax.random.key(0))
-  cases, tokens = (((2, 32),), 8) if QUICK else (((1, 512), (8, 512), (32, 512), (8, 3584)), 96)
+  cases, tokens = (((2, 32),), 8) if QUICK else (((8, 512), (1, 512), (32, 512), (8, 3584)), 96)
   pages = max(rows * -(-(prompt + tokens) // PAGE) for rows, prompt in cases)
-  engine = Engine(model, params, end_ids=(), slots=max(rows for rows, _ in cases), pages=pages, page_size=PAGE, prefill_tokens=READ)
-  c = model.config.decoder
+  c, kind = model.config.decoder, jax.devices()[0].device_kind
   weights = 2 * sum(x.size for x in jax.tree.leaves(params["decoder"]))
-  del params
-  print("\n| rows | prompt | ms a token | tokens/s | share of the bandwidth |\n|---|---|---|---|---|")
-  for rows, prompt in cases:
-    took = decode(engine, rows, prompt, tokens)
-    cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
-    kind = jax.devices()[0].device_kind
-    share = f"{100 * (weights + cache) / took / chips.chip(kind).bandwidth:.1f} %" if kind in chips.CHIPS else "?"
-    print(f"| {rows} | {prompt} | {1e3 * took:.2f} | {rows / took:,.0f} | {share} |", flush=True)
+  print("\n| steps a call | rows | prompt | busy processes beside | ms a token | tokens/s | share of the bandwidth |\n|---|---|---|---|---|---|---|")
+  for steps in (1, 8):
+    engine = Engine(model, params, end_ids=(), slots=max(rows for rows, _ in cases), pages=pages, page_size=PAGE, prefill_tokens=READ, steps=steps)
+    for (rows, prompt), hogs in [(cases[0], 0), (cases[0], 2 * os.cpu_count())] + ([(case, 0) for case in cases[1:]] if steps > 1 else []):
+      with busy(hogs):
+        took = decode(engine, rows, prompt, tokens)
+      cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
+      share = f"{100 * (weights + cache) / took / chips.chip(kind).bandwidth:.1f} %" if kind in chips.CHIPS else "?"
+      print(f"| {steps} | {rows} | {prompt} | {hogs} | {1e3 * took:.2f} | {rows / took:,.0f} | {share} |", flush=True)
+
+
+@contextlib.contextmanager
+def busy(count: int):
+  """Processes that do nothing but use the host's cores."""
+  hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+  try:
+    yield
+  finally:
+    for hog in hogs:
+      hog.kill()
 
 
 def decode(engine, rows: int, prompt: int, tokens: int) -> float:
@@ -252,11 +266,10 @@ def decode(engine, rows: int, prompt: int, tokens: int) -> float:
       engine.submit(plain_prompt(ids), Options(max_tokens=tokens))
     while engine.stats()["running"] < rows:
       engine.step()
-    start, steps = time.perf_counter(), 0
+    start, drawn = time.perf_counter(), 0
     while engine.stats()["running"] == rows:
-      engine.step()
-      steps += 1
-    times.append((time.perf_counter() - start) / steps)
+      drawn += len(engine.step())
+    times.append((time.perf_counter() - start) * rows / drawn)
     while engine.busy:
       engine.step()
     engine.flush()

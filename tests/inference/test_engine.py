@@ -256,6 +256,33 @@ def test_guesses_change_nothing_but_the_number_of_steps():
   check_empty(guessing)
 
 
+def test_several_steps_of_one_call_change_nothing_but_their_number():
+  """Ends of both kinds within a call, samples beside each other that ask for more, and pages taken back."""
+  plain, several = small_engine.shared_engine(), small_engine.new_engine(pages=8, steps=3)
+  prompts = small_engine.prompts()
+  begun = plain_prompt([*plain_prompt([7, 8, 9, 10] * 10, 1).tokens, small_engine.THINK.open_id])
+  (greedy,), = run(plain, [(prompts[0], Options(max_tokens=8))])
+  requests = [
+      (prompts[0], Options(max_tokens=8)), (prompts[1], Options(max_tokens=1)), (prompts[0], Options(max_tokens=31, stop_ids=(greedy[4].token,))),
+      (prompts[2], Options(max_tokens=40, temperature=0.7, seed=4, n=3)),
+      (begun, Options(max_tokens=20, temperature=0.5, seed=6, thinking=True, thinking_token_budget=6)),
+      (prompts[0], Options(max_tokens=7, temperature=0.5, top_k=50, seed=3, top_logprobs=2))]
+  before = plain.stats()["steps"]
+  expected, found = run(plain, requests), run(several, requests)
+  for one, other in zip(sum(expected, []), sum(found, []), strict=True):
+    assert [(t.token, t.phase, t.forced, t.finish) for t in other] == [(t.token, t.phase, t.forced, t.finish) for t in one]
+    for name in ("logprob", "behaviour_logprob"):
+      np.testing.assert_allclose([getattr(t, name) for t in other], [getattr(t, name) for t in one], atol=1e-4)
+  stats = several.stats()
+  assert stats["preemptions"] > 0 and stats["steps"] < plain.stats()["steps"] - before
+  check_empty(several)
+  assert any(shape.steps == 3 for _, shape in several._programs.compiled if len(shape) == 5), "no call had several steps"
+  several.warm_up()
+  programs = several.stats()["programs"]
+  run(several, requests)
+  assert several.stats()["programs"] == programs, "warming up left a program out"
+
+
 def test_a_curve_of_budgets_counts_what_was_thought(monkeypatch):
   """By templates that begin the thought: a random model closes none, so all of a budget is used."""
   monkeypatch.setattr(ChatFormat, "prompt", lambda self, messages, thinking: plain_prompt([7, 8, small_engine.THINK.open_id]))
@@ -284,7 +311,7 @@ def test_what_cannot_be_answered_is_refused():
   while engine.busy:
     engine.step()
   for options, words in (
-      (dict(group=32), "group 32 has no effect without bits"), (dict(kv_dtype="int4"), "kv_dtype 'int4' is unknown"), (dict(drafts=-1), "drafts -1"),
+      (dict(group=32), "group 32 has no effect without bits"), (dict(kv_dtype="int4"), "kv_dtype 'int4' is unknown"), (dict(drafts=-1), "drafts -1"), (dict(drafts=1, steps=2), "steps 2 must be"),
       (dict(prefill_tokens=16), "prefill_tokens 16 is below 32"), (dict(bits=3), "8 or 4 bits, not 3")):
     with pytest.raises(ValueError, match=words):
       small_engine.new_engine(**options)
