@@ -48,7 +48,7 @@ def shared_engine() -> Engine:
 
 
 def new_engine(**options) -> Engine:
-  return Engine(*model_and_params(), **{"end_ids": (), "think": THINK, "slots": 4, "pages": 60, **options})
+  return Engine(*model_and_params(), **{"end_ids": (), "think": THINK, "slots": 4, "pages": 60, "steps": 1, **options})
 
 
 def prompts():
