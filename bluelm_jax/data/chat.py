@@ -8,7 +8,8 @@ images as below. Others get our format:
 `[|BlueThink|]` closes a user turn whose answer opens with `<think>`; without it the answer comes at
 once. Where BlueLM places the switch, and its chat markers, are not published: these are ours.
 
-Either way loss lies on what the assistant says, its thinking and the token that ends it included.
+Either way loss lies on what the assistant says, its thinking and the token that ends it included; and a special token that a user
+or the system writes is mere text, with a zero-width space in it.
 """
 
 from typing import Sequence
@@ -107,7 +108,8 @@ class ChatFormat:
       if any(template_lib.IMAGE in p for p in parts if isinstance(p, str)):
         raise ValueError("a message holds U+FFFC, the sign for an object; leave it out")
       pictures += [p for p in parts if not isinstance(p, str)]
-      plain.append({"role": message["role"], "content": "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)})
+      text = "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)
+      plain.append({"role": message["role"], "content": text if message["role"] == "assistant" else self.tokenizer.unmarked(text, IMAGE_MARKERS)})
       if message.get("reasoning_content") is not None:
         plain[-1]["reasoning_content"] = _part(message, "reasoning_content", str)
     _check_end(messages, thinking)
@@ -172,7 +174,7 @@ class _Builder:
   def content(self, content):
     for part in _parts(content):
       if isinstance(part, str):
-        self.text(part, loss=False)
+        self.text(self.chat.tokenizer.unmarked(part, MARKERS), loss=False)
       else:
         self.image(part)
 

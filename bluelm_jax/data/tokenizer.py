@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 from typing import Sequence
 
 import tokenizers
@@ -71,6 +72,17 @@ class Tokenizer:
     found = self._tokenizer.encode(text, add_special_tokens=False)
     first = next((t for t in map(found.char_to_token, range(place, len(text))) if t is not None), len(found.ids))  # signs may be no token's
     return found.ids[first:]
+
+  def unmarked(self, text: str, markers: Sequence[str]) -> str:
+    """The text with a zero-width space inside each special token and marker written in it, so that it is read as mere text."""
+    return self._marks(tuple(markers)).sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
+
+  @functools.cache
+  def _marks(self, markers: tuple[str, ...]) -> re.Pattern:
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    # Some tokenizers add plain words or runs of spaces, too; Qwen3's <think> is not called special, but is.
+    special = {t.content for t in added if t.special or t.content[0] + t.content[-1] in ("<>", "[]")} | set(markers)
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
   def decode(self, ids, skip_special: bool = False) -> str:
     return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special)
