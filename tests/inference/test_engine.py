@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,11 @@ from bluelm_jax.evaluation import text
 from bluelm_jax.inference import schedule
 from bluelm_jax.inference.request import Options
 from bluelm_jax.inference.request import plain_prompt
+from bluelm_jax.interop import load
+from bluelm_jax.interop import mapping
 from bluelm_jax.models import quantized
 from bluelm_jax.sharding import rules
+from tests.inference import composed
 from tests.inference import small_engine
 from tests.inference.small_engine import ids
 
@@ -60,6 +64,17 @@ def test_answers_are_the_forward_pass_whoever_is_beside():
       np.testing.assert_allclose([x for _, x in token.top], np.sort(row)[::-1][:3], atol=1e-4)
     assert [t.finish for t in answer] == [None] * 11 + ["length"]
   check_empty(engine)
+
+
+def test_what_is_said_about_an_image_is_what_transformers_says(tmp_path):
+  """It has no such model: its parts are joined by hand (`composed.py`)."""
+  model, params = small_engine.model_and_params()
+  flat = flax.traverse_util.flatten_dict(params, sep="/")
+  load.save(tmp_path / "ours", model.config, {p: mapping.in_memory(np.asarray(x)) for p, x in flat.items()})
+  prompts = small_engine.prompts()
+  answers = small_engine.shared_engine().generate(prompts, Options(max_tokens=24))
+  never = [small_engine.THINK.open_id, small_engine.THINK.close_id]
+  assert [ids(answer) for (answer,) in answers] == composed.greedy(tmp_path / "ours", prompts, 24, tmp_path / "theirs", never)
 
 
 def test_draws_depend_on_the_seed_alone():
