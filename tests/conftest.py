@@ -3,7 +3,6 @@
 What one process compiles the others need not, be they pytest's or the tests' own: they share a cache that ends with the run.
 """
 
-import gc
 import os
 import tempfile
 
@@ -19,8 +18,6 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody asks which line a
 
 import jax  # noqa: E402  (after the flags)
 import pytest  # noqa: E402
-
-gc.set_threshold(100_000, 20, 50)  # traces are many small objects that live on, among which looking for garbage finds none
 
 _LONG = (  # files of a minute or more
     "test_recipe", "test_fsdp", "test_rules", "test_processes", "test_engine", "test_supervise", "test_attention", "test_accumulate", "test_spikes",

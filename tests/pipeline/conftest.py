@@ -1,5 +1,6 @@
 """Runs of a few documents, most of whose time Beam would take to look at its own transforms and options again and again."""
 
+import importlib.util
 import weakref
 
 import pytest
@@ -7,9 +8,12 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def looked_at_once():
-  """Beam reads the signature of every method of a DoFn, and parses its command line, some thousand times a run."""
-  userstate = pytest.importorskip("apache_beam.transforms.userstate")
+  """Beam reads the signature of every method of a DoFn, and parses its command line, some thousand times a run. None of ours keeps state."""
+  if not importlib.util.find_spec("apache_beam"):  # which some tests here do without
+    yield
+    return
   from apache_beam.options.pipeline_options import PipelineOptions
+  from apache_beam.transforms import userstate
 
   of_dofn, view_of, specs, views = userstate.get_dofn_specs, PipelineOptions.view_as, {}, weakref.WeakKeyDictionary()
 
