@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import re
 import shutil
@@ -28,6 +29,7 @@ from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.models.config import VisionConfig
 
 _PARAMS = "params"
+_SMALL = 2**26  # bytes of a model
 
 
 def load_pretrained(path):
@@ -131,7 +133,7 @@ def _compare(expected: dict[str, tuple], tensors: dict[str, mapping.Tensor], whe
 
 
 def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
-  """The newest training checkpoint; one parameter is restored at a time."""
+  """The newest training checkpoint; one parameter is restored at a time, or all of a small model, which takes no longer than one."""
   newest = _newest(directory)
   if newest is None:
     raise ValueError(f"{directory} has no finished checkpoint; train or convert again")
@@ -141,15 +143,18 @@ def _orbax(directory: pathlib.Path) -> dict[str, mapping.Tensor]:
   with reading(newest):
     stored = _flat(checkpointer.metadata(newest).item_metadata.tree)
 
+  small = sum(math.prod(m.shape) * np.dtype(m.dtype).itemsize for m in stored.values()) <= _SMALL
+
   @functools.lru_cache(maxsize=1)  # the layers of a stacked parameter are asked for in a row
-  def restore(path):
-    item = flax.traverse_util.unflatten_dict({p: 0 if p == path else ocp.PLACEHOLDER for p in stored}, sep="/")
+  def restore(only):
+    item = flax.traverse_util.unflatten_dict({p: 0 if only in (p, None) else ocp.PLACEHOLDER for p in stored}, sep="/")
     plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    with reading(f"{newest}: parameter {path}"):
-      return _flat(checkpointer.restore(newest, args=ocp.args.PyTreeRestore(item=item, restore_args=plain)))[path]
+    with reading(f"{newest}: parameter {only}" if only else newest):
+      return _flat(checkpointer.restore(newest, args=ocp.args.PyTreeRestore(item=item, restore_args=plain)))
 
   def tensor(path, meta):
-    return mapping.Tensor(tuple(meta.shape), np.dtype(meta.dtype), lambda i=None: restore(path) if i is None else restore(path)[i])
+    whole = lambda: restore(None if small else path)[path]
+    return mapping.Tensor(tuple(meta.shape), np.dtype(meta.dtype), lambda i=None: whole() if i is None else whole()[i])
 
   return {p: tensor(p, m) for p, m in stored.items()}
 

@@ -158,7 +158,7 @@ def _split(text):
 def served():
   s = server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
   s.lock, s.requests, s.served, s.faults, s.delay, s.refuses, s.knows_n, s.splits = threading.Lock(), [], [], [], 0.0, "", True, False
-  thread = threading.Thread(target=s.serve_forever, daemon=True)
+  thread = threading.Thread(target=s.serve_forever, args=(0.02,), daemon=True)
   thread.start()
   yield s
   s.shutdown()

@@ -23,6 +23,7 @@ from bluelm_jax.training import defaults
 from bluelm_jax.training import optimizer as optimizer_lib
 from bluelm_jax.training import stage
 from bluelm_jax.training import state
+from tests import hurry  # noqa: F401  (for processes of its own, too)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
