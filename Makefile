@@ -12,7 +12,7 @@ demo: .venv/runtime
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Two processes killed at random moments, one that hangs, stages that change their number of processes; some ten minutes.
+# Two processes killed at random moments, one that hangs, stages that change their number of processes, a trained model beside transformers; some fifteen minutes.
 drill: .venv/dev
 	$(BIN)/python -m pytest -s tests/drills
 
