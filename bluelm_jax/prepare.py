@@ -16,6 +16,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where shards, manifest.json and c
 
 
 def main(argv):
+  from bluelm_jax.pipeline import local
+
+  if not any(option.startswith("--runner") for option in argv[1:]):
+    local.prepare()  # its processes import what they need while this one does
   logging.disable(logging.WARNING)  # Beam warns of every cloud's library that is not installed
   from bluelm_jax.pipeline import run
 

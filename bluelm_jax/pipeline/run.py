@@ -5,14 +5,11 @@ import logging
 import os
 import pathlib
 import re
-import shlex
-import sys
 from typing import Any, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability.fn_api_runner import fn_runner
-from apache_beam.transforms import environments
 
 from bluelm_jax.pipeline import card
 from bluelm_jax.pipeline import copies
@@ -20,6 +17,7 @@ from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import evaluation
 from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import local
 from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import shards
 from bluelm_jax.pipeline import stages
@@ -95,10 +93,8 @@ def _runner(given: Sequence[str]) -> dict[str, Any]:
   found = pipeline_options.PipelineOptions([f"--direct_num_workers={cores}", *given])
   if cores == 1:
     return {"runner": fn_runner.FnApiRunner(), "options": found}
-  # Beam's multi_processing mode, which would take its own talkative program; it warns that the mode is not set.
-  logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
-  worker = environments.SubprocessSDKEnvironment(f"{shlex.quote(sys.executable)} -m bluelm_jax.pipeline.worker")
-  return {"runner": fn_runner.FnApiRunner(default_environment=worker), "options": found}
+  logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)  # it warns that no mode of its own is set
+  return {"runner": local.runner(), "options": found}
 
 
 def _user_error(error: Exception) -> Exception:
