@@ -19,6 +19,7 @@ class Example(NamedTuple):
     tiles: uint8 [t, H, W, 3].
     tile_places: int32 [t], where each tile lies in its image; see `anyres.tile_image`.
     source: index of the source in the mixture.
+    starts: where its segments begin; one has several where documents share a row by plan.
   """
 
   tokens: np.ndarray
@@ -28,6 +29,7 @@ class Example(NamedTuple):
   tiles: np.ndarray
   tile_places: np.ndarray
   source: int = 0
+  starts: tuple[int, ...] = (0,)
 
 
 class Top(NamedTuple):

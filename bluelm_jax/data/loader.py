@@ -10,6 +10,7 @@ from bluelm_jax.data import faults
 from bluelm_jax.data import ledger as ledger_lib
 from bluelm_jax.data import mixture as mixture_lib
 from bluelm_jax.data import pack
+from bluelm_jax.data import planned as planned_lib
 from bluelm_jax.data import sources
 from bluelm_jax.data.chat import ChatFormat
 from bluelm_jax.data.tasks import lookup
@@ -19,9 +20,9 @@ from bluelm_jax.data.tasks import screens
 _PROBES = 48  # examples read to learn a source's mean length
 _CAPS = ("epochs", "max_examples", "max_tokens")
 KINDS = {  # kind of source -> the keys it takes beside kind and share
-    "documents": ("path", "window", *_CAPS), "conversations": ("path", *_CAPS), "reasoning": ("styles", *_CAPS[1:]), "lookup": ("path", "lengths", "notes", *_CAPS),
+    "documents": ("path", "window", "packing", *_CAPS), "conversations": ("path", *_CAPS), "reasoning": ("styles", *_CAPS[1:]), "lookup": ("path", "lengths", "notes", *_CAPS),
     "screens": ("path", "tasks", "turns", *_CAPS), "screen_labels": ("path", *_CAPS)}
-_OPTIONAL = ("window", *_CAPS)
+_OPTIONAL = ("window", "packing", *_CAPS)
 _WEIGHTS = {"styles": reasoning.STYLES, "tasks": screens.TASKS}  # key -> the names it may weigh
 
 
@@ -44,6 +45,8 @@ def check(config_sources: Mapping[str, Mapping], objective: str | None = None) -
     for key in ("turns", "window", *_CAPS):
       if key in config and not (isinstance(config[key], int) and config[key] >= 1):
         raise ValueError(f"{where} has {key} = {config[key]!r}; use a whole number over 0")
+    if "packing" in config and (config["packing"] != "plan" or "window" in config):
+      raise ValueError(f"{where} has packing = {config['packing']!r}; use 'plan', without a window, or leave it out")
     if kind == "lookup":
       _check_lookup(where, config["lengths"], config["notes"])
     for key in set(_WEIGHTS) & set(config):
@@ -124,6 +127,8 @@ def _source(config, chat, length, seed, index) -> sources.Source:
   kind, rest = config["kind"], (chat, seed, index)
   if kind == "reasoning":
     return sources.reasoning_text(dict(config["styles"]), *rest)
+  if config.get("packing"):
+    return planned_lib.documents(config["path"], chat, length, seed, index)
   if kind == "documents":
     return sources.documents(config["path"], chat, min(config.get("window", length), length), seed, index)
   if kind == "lookup":

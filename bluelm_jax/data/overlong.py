@@ -20,6 +20,7 @@ def pieces(example: Example, length: int, tile_slots: int, tokens_per_tile: int,
   """
   if len(example.tokens) <= length and len(example.tiles) <= tile_slots:
     return [example]
+  assert example.starts == (0,), "rows that are planned are no longer than those they are for"
   if policy == "drop":
     return []
   allowed = np.ones(len(example.tokens) + 1, bool)  # a cut before each token

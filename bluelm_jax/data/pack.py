@@ -88,13 +88,15 @@ def lay_out(rows: Sequence[Sequence[Example]], b: PackedBatch, tokens_per_tile: 
   """Writes examples into the rows of an empty batch and returns it; rows that are not given stay empty."""
   tiles_used = [0] * len(b.tiles)
   for row, examples in enumerate(rows):
-    used, group = 0, row * len(b.tiles) // len(b.tokens)
-    for segment, e in enumerate(examples, 1):
+    used, segment, group = 0, 0, row * len(b.tiles) // len(b.tokens)
+    for e in examples:
       n, t, first = len(e.tokens), len(e.tiles), tiles_used[group]
       at, slots = slice(used, used + n), slice(first, first + t)
       b.tokens[row, at], b.targets[row, at], b.loss_weights[row, at] = e.tokens, e.targets, e.loss_weights
-      b.segment_ids[row, at] = segment
-      b.positions[row, at] = np.arange(n)
+      for start, stop in zip(e.starts, (*e.starts[1:], n)):
+        segment += 1
+        b.segment_ids[row, used + start : used + stop] = segment
+        b.positions[row, used + start : used + stop] = np.arange(stop - start)
       b.sources[row, at] = e.source
       if t:
         b.vision_index[row, at] = np.where(e.vision_index >= 0, e.vision_index + first * tokens_per_tile, -1)
@@ -196,7 +198,7 @@ class PackIterator:
             f"{_HOPELESS} examples did not fit into {self._spec.length} tokens and {self._spec.tile_slots} tiles; raise data.length or data.tile_slots")
 
   def get_placed(self) -> np.ndarray:
-    """Of every segment of the last batch: its row, its source, the example and which piece of it; int64 [segments, 4]."""
+    """Of every example in the last batch: its row, its source, which it is and which piece of it; int64 [examples, 4]."""
     return np.array(self._placed, np.int64)
 
   def get_stats(self) -> dict[str, float]:

@@ -45,15 +45,15 @@ class Records:
     """`paths`: see `files.expand`."""
     self.paths = files.expand(paths)
     self._parts = [formats.open_file(p) for p in self.paths]
-    self._stops = np.cumsum([len(p) for p in self._parts])
+    self.stops = np.cumsum([len(p) for p in self._parts])
 
   def __len__(self) -> int:
-    return int(self._stops[-1])
+    return int(self.stops[-1])
 
   def locate(self, index: int) -> tuple[int, int]:
     """(which file, which of its records)."""
-    part = int(np.searchsorted(self._stops, index, "right"))
-    return part, int(index - self._stops[part] + len(self._parts[part]))
+    part = int(np.searchsorted(self.stops, index, "right"))
+    return part, int(index - self.stops[part] + len(self._parts[part]))
 
   def __getitem__(self, index: int) -> Sample:
     part, at = self.locate(index)
@@ -74,18 +74,24 @@ def read_shard(path: str | Sequence[str]) -> grain.MapDataset:
 def _examples(paths, build: Callable[[Sample, np.random.Generator], Example], seed: int, source: int) -> Source:
   """Examples that `build` makes of the records, shuffled anew in every epoch."""
   records = Records(paths)
+  return endless(len(records), lambda index, rng: build_of(records, index, build, source, rng), seed)
 
-  def make(index, rng) -> Example | faults.Bad:
-    part, at = records.locate(index)
-    try:
-      sample = records[index]
-      with faults.of("document" if sample.text else "conversation"):
-        return build(sample, rng)
-    except faults.Fault as e:
-      where = f"{records.paths[part]}: record {at} "
-      return faults.Bad(source, records.paths[part], at, e.kind, where + str(e).removeprefix(where))
 
-  return Source(grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat().random_map(make), len(records))
+def endless(count: int, make: Callable[[int, np.random.Generator], Example | faults.Bad], seed: int) -> Source:
+  """What `make` makes of the numbers under `count`, shuffled anew in every epoch."""
+  return Source(grain.MapDataset.range(count).seed(seed).shuffle().repeat().random_map(make), count)
+
+
+def build_of(records: Records, index: int, build: Callable, source: int, rng: np.random.Generator) -> Example | faults.Bad:
+  """What `build` makes of a record, or what is wrong with it."""
+  part, at = records.locate(index)
+  try:
+    sample = records[index]
+    with faults.of("document" if sample.text else "conversation"):
+      return build(sample, rng)
+  except faults.Fault as e:
+    where = f"{records.paths[part]}: record {at} "
+    return faults.Bad(source, records.paths[part], at, e.kind, where + str(e).removeprefix(where))
 
 
 def _screen(sample: Sample) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A HuggingFace tokenizer.json with the ids this project needs."""
 
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -53,6 +54,11 @@ class Tokenizer:
   def vocab_size(self) -> int:
     """Rows that an embedding needs."""
     return max(self.ids().values()) + 1
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Tells whether two are the same."""
+    return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
   def ids(self) -> dict[str, int]:
     """Of every token by its text."""

@@ -8,11 +8,13 @@ from typing import Any, Mapping
 from etils import epath
 
 import bluelm_jax
+from bluelm_jax.data import planned
 from bluelm_jax.pipeline import charts
 from bluelm_jax.pipeline import documents
 from bluelm_jax.pipeline import files
 from bluelm_jax.pipeline import join
 from bluelm_jax.pipeline import reach
+from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import stages
 from bluelm_jax.pipeline.reasoning import report
 
@@ -36,7 +38,7 @@ def finish(config: Mapping[str, Any], output: str, stage: Mapping[str, stages.St
     manifest["long"] = _long(config, shards, manifest["bytes"] / sum(g["bytes"] for g in groups.values()))
   if config["packing_length"]:
     manifest["tokens"] = sum(sum(s["lengths"]) for s in shards.values())
-    manifest["packing"] = _packing(shards, config["packing_length"], output)
+    manifest["packing"] = _packing(shards, config["packing_length"], config["tokenizer"], output)
   else:
     manifest["tokens"] = round(sum(g["tokens"] * g["kept"] for g in groups.values()))
   files.write_json(f"{output}/manifest.json", manifest)
@@ -77,12 +79,14 @@ def _removing(stage: Mapping[str, stages.Stage]) -> list[str]:
   return [name for name in ("clean", "dedup", "rewrite", "judge") if name in stage]
 
 
-def _packing(shards: Mapping[str, Mapping], row: int, output: str) -> dict[str, Any]:
-  """Writes packing.json: shard -> rows, each the list of the records that share it. Returns how full they are."""
-  plans = {name: documents.packing(s["lengths"], row) for name, s in shards.items()}
-  files.write(f"{output}/packing.json", json.dumps({"row": row, "rows": plans}, sort_keys=True).encode())
-  rows = sum(-(-max(sum(shards[name]["lengths"][i] for i in r), 1) // row) for name, plan in plans.items() for r in plan)
-  return {"row": row, "rows": rows, "fill": sum(sum(s["lengths"]) for s in shards.values()) / max(rows * row, 1)}
+def _packing(shards: Mapping[str, Mapping], row: int, tokenizer: str, output: str) -> dict[str, Any]:
+  """Writes packing.json, which data/planned.py reads: shard -> rows, each the list of the records that share it. Returns how full they are."""
+  lengths = {name: [n - 1 for n in s["lengths"]] for name, s in shards.items()}  # the end token is a target alone
+  plans = {name: documents.packing(some, row) for name, some in lengths.items()}
+  plan = {"row": row, "tokenizer": select.tokenizer(tokenizer).digest, "rows": plans}
+  files.write(f"{output}/{planned.NAME}", json.dumps(plan, sort_keys=True).encode())
+  rows = sum(-(-max(sum(lengths[name][i] for i in r), 1) // row) for name, plan in plans.items() for r in plan)
+  return {"row": row, "rows": rows, "fill": sum(map(sum, lengths.values())) / max(rows * row, 1)}
 
 
 _STYLE = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}td,th{padding:.1em .8em .1em 0;text-align:left;vertical-align:top}pre{white-space:pre-wrap;background:#f4f4f4;padding:.6em}rect{fill:#4a7ab5}svg text{font:12px system-ui,sans-serif}h2{margin-top:1.6em}"

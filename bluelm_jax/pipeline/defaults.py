@@ -65,7 +65,7 @@ def dataset() -> ml_collections.ConfigDict:
   c.join.image_tokens = 800  # that an image counts
   c.join.far = 4096  # tokens beyond which the report of long range counts
   c.tokenizer = ""  # tokenizer.json that counts the tokens; "" is the shipped one
-  c.packing_length = 0  # tokens of a row for which a packing plan is written; 0 writes none, and estimates tokens
+  c.packing_length = 0  # tokens of a row for which a packing plan is written, which a source of documents follows with packing="plan"; 0 writes none, and estimates tokens
   c.shard_bytes = 50_000_000
   return c
 

@@ -20,6 +20,7 @@ from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import evaluation
 from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import remember
 from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import shards
 from bluelm_jax.pipeline import stages
@@ -67,7 +68,7 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   work = dict(zip(names, blocks))
   if todo:
     try:
-      with stages.Progress(todo, len(blocks)), beam.Pipeline(**_runner(beam_options)) as pipeline:
+      with stages.Progress(todo, len(blocks)), remember.remembered(), beam.Pipeline(**_runner(beam_options)) as pipeline:
         start = pipeline | "blocks" >> beam.Create(names, reshuffle=True)
         if stage["ingest"] in todo:
           check = functools.partial(_readable, limit=c["max_unreadable"])

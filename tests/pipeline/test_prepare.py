@@ -16,8 +16,12 @@ import pytest
 
 pytest.importorskip("apache_beam")
 
+from bluelm_jax.data import loader
+from bluelm_jax.data import pack
 from bluelm_jax.data import sample as sample_lib
 from bluelm_jax.data import sources
+from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.tokenizer import Tokenizer
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import run
 from bluelm_jax.pipeline import stages
@@ -187,6 +191,10 @@ def test_a_budget_leaves_out_and_a_plan_packs(folder, tmp_path):
   plan = json.loads((tmp_path / "packing.json").read_text())["rows"]
   assert {name: sorted(i for row in rows for i in row) for name, rows in plan.items()} == {name: list(range(s["documents"])) for name, s in manifest["shards"].items()}
   assert manifest["packing"]["fill"] > 0.85  # ten rows, two of them the last of a shard
+  planned = dict(kind="documents", path=f"{tmp_path}/zh-train-*.array_record", share=1.0, packing="plan", epochs=1)
+  batches = list(loader.batches({"prose": planned}, ChatFormat(Tokenizer(), None, 1), pack.PackSpec(1, 2048), 0))
+  rows, = (some for name, some in plan.items() if name.startswith("zh-train"))
+  assert sorted(b.segment_ids.max() for b in batches) == sorted(map(len, rows))
   assert max(len(s.text.encode()) for name in manifest["shards"] for s in _read(tmp_path / name) if "\n" in s.text) <= 800
 
 
