@@ -125,9 +125,10 @@ def draw_rows(waiting: list[tuple[tuple, Example]], spec: PackSpec, read: Callab
         if sum(n) >= _FILLED * spec.length:
           break
       rows.append([waiting[among[i]] for i in chosen])
+      attention = sum(int(np.sum(np.diff([*e.starts, len(e.tokens)]) ** 2)) for _, e in rows[-1])
       for i in reversed(chosen):
         del waiting[among[i]]
-      loads.append((sum(n), sum(x * x for x in n), t))
+      loads.append((sum(n), attention, t))
       slots -= t
   return [rows[i] for i in balance.assign(np.array(loads, float), spec.groups, spec.tile_slots)]
 

@@ -1,10 +1,10 @@
 """Rows that were planned offline: which documents of a prepared data set share one, by the packing.json beside its shards.
 
 A row is an Example of several segments, so that the packer moves it as a whole: it fills a row of its length by itself. Their order is new in every
-epoch, their contents are not, but for a document longer than a row, of which every epoch shows another window.
+epoch, their contents are not, but for a document longer than a row, of which every epoch shows another window. A row is bad with any of its
+records.
 """
 
-import functools
 import json
 import os
 
@@ -15,9 +15,8 @@ from bluelm_jax.data import files
 from bluelm_jax.data import sources
 from bluelm_jax.data.batch import Example
 from bluelm_jax.data.chat import ChatFormat
+from bluelm_jax.data.sample import PACKING
 from bluelm_jax.data.tokenizer import Tokenizer
-
-NAME = "packing.json"
 
 
 def documents(paths, chat: ChatFormat, length: int, seed: int, source: int) -> sources.Source:
@@ -58,9 +57,10 @@ def join(examples: list[Example]) -> Example:
 def _read(records: sources.Records, tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray, int]:
   """(records row by row, where the rows start [R + 1], tokens of a row)."""
   order, counts, size, first = [], [], None, 0
+  plans = {where: _plan(where) for where in {files.beside(path, PACKING) for path in records.paths}}
   for path, stop in zip(records.paths, records.stops):
-    where = files.beside(path, NAME)
-    plan = _plan(where)
+    where = files.beside(path, PACKING)
+    plan = plans[where]
     rows = plan["rows"].get(os.path.basename(path))
     flat = [i for row in rows or () for i in row]
     if sorted(flat) != list(range(stop - first)):
@@ -75,7 +75,6 @@ def _read(records: sources.Records, tokenizer: Tokenizer, length: int) -> tuple[
   return np.array(order, np.int64), np.append(0, np.cumsum(counts)), size
 
 
-@functools.lru_cache(maxsize=1)  # a data set has one for all its shards
 def _plan(where: str) -> dict:
   try:
     plan = json.loads(files.read(where))

@@ -5,6 +5,8 @@ from typing import Any, Iterable
 
 import msgpack
 
+PACKING = "packing.json"  # beside shards: shard -> rows of a fixed length, each the list of the records that share it
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -47,18 +49,13 @@ def decode(record: bytes) -> Sample:
 
 def write_shard(path: str, samples: Iterable[Sample]) -> int:
   """Writes an ArrayRecord shard and returns the number of records."""
-  return write_records(path, map(encode, samples))
-
-
-def write_records(path: str, records: Iterable[bytes]) -> int:
-  """The same of samples that `encode` has encoded."""
   from array_record.python import array_record_module  # slow import, offline use only
 
   # group_size:1 keeps random access cheap: grain reads single records.
   writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
   count = 0
-  for record in records:
-    writer.write(record)
+  for sample in samples:
+    writer.write(encode(sample))
     count += 1
   writer.close()
   return count

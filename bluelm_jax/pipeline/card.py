@@ -8,7 +8,7 @@ from typing import Any, Mapping
 from etils import epath
 
 import bluelm_jax
-from bluelm_jax.data import planned
+from bluelm_jax.data.sample import PACKING
 from bluelm_jax.pipeline import charts
 from bluelm_jax.pipeline import documents
 from bluelm_jax.pipeline import files
@@ -84,7 +84,7 @@ def _packing(shards: Mapping[str, Mapping], row: int, tokenizer: str, output: st
   lengths = {name: [n - 1 for n in s["lengths"]] for name, s in shards.items()}  # the end token is a target alone
   plans = {name: documents.packing(some, row) for name, some in lengths.items()}
   plan = {"row": row, "tokenizer": select.tokenizer(tokenizer).digest, "rows": plans}
-  files.write(f"{output}/{planned.NAME}", json.dumps(plan, sort_keys=True).encode())
+  files.write(f"{output}/{PACKING}", json.dumps(plan, sort_keys=True).encode())
   rows = sum(-(-max(sum(lengths[name][i] for i in r), 1) // row) for name, plan in plans.items() for r in plan)
   return {"row": row, "rows": rows, "fill": sum(map(sum, lengths.values())) / max(rows * row, 1)}
 

@@ -4,6 +4,7 @@ A domain's score is how many of its words (or phrases) a text has, per 100 words
 short on purpose: they sort documentation and web prose coarsely, and the data card shows samples of what they did.
 """
 
+import collections
 import re
 
 from bluelm_jax.data.forms import MARK
@@ -32,11 +33,12 @@ def domain(text: str) -> str:
   """The domain whose words are the densest, "general" under the floor."""
   text = text[:_READ]
   words = tokens.split_words(text)
-  found = list(filter(None, map(_ENGLISH.get, words)))
+  found = [_ENGLISH[word] for word in words if word in _ENGLISH]
   if not text.isascii():
     found += [_CHINESE[word] for word in _CHINESE_WORD.findall(text)]
-  best = max(_DOMAINS, key=found.count) if found else ""
-  return best if best and found.count(best) * 100 >= _FLOOR * len(words) else "general"
+  counts = collections.Counter(found)
+  best = max(_DOMAINS, key=lambda name: counts[name])
+  return best if counts[best] * 100 >= _FLOOR * len(words) and words else "general"
 
 
 def ability(sample: Sample) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from typing import Any, Collection, Iterable
+from typing import Any, Iterable
 import uuid
 
 from etils import epath
@@ -44,24 +44,8 @@ def write_samples(path: str, samples: Iterable[Sample]) -> None:
 
 
 def read_samples(path: str) -> list[Sample]:
-  return list(map(_sample, msgpack.unpackb(read(path))))
-
-
-def read_some(path: str, rows: Collection[int]) -> dict[int, Sample]:
-  """Some of the samples, by row; the others are passed over, which is fast."""
-  data = msgpack.Unpacker(max_buffer_size=0)
-  data.feed(read(path))
-  found = {}
-  for row in range(data.read_array_header()):
-    if row in rows:
-      found[row] = _sample(data.unpack())
-    else:
-      data.skip()
-  return found
-
-
-def _sample(fields: dict[str, Any]) -> Sample:
-  return Sample(**{**fields, "messages": tuple(fields["messages"]), "images": tuple(fields["images"])})
+  rows = msgpack.unpackb(read(path))
+  return [Sample(**{**row, "messages": tuple(row["messages"]), "images": tuple(row["images"])}) for row in rows]
 
 
 def write_arrays(path: str, **arrays: np.ndarray) -> None:

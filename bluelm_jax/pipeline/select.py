@@ -73,11 +73,11 @@ def _bytes_per_token(probes, path: str, cleaned: stages.Stage) -> dict[str, floa
   wanted = {(name, row): group for group, found in probes.items() for _, name, row in found}
   total = {group: [0, 0] for group in probes}
   for name in sorted({name for name, _ in wanted}):
-    rows = {row: group for (block, row), group in wanted.items() if block == name}
-    for row, sample in files.read_some(cleaned.path(f"{name}.samples"), rows).items():
-      text = clean.text_of(sample)
-      total[rows[row]][0] += len(text.encode("utf-8", "surrogatepass"))
-      total[rows[row]][1] += len(tokenizer(path).encode(text))
+    for row, sample in enumerate(files.read_samples(cleaned.path(f"{name}.samples"))):
+      if (group := wanted.get((name, row))) is not None:
+        text = clean.text_of(sample)
+        total[group][0] += len(text.encode("utf-8", "surrogatepass"))
+        total[group][1] += len(tokenizer(path).encode(text))
   return {group: read / max(made, 1) for group, (read, made) in total.items()}
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import os
 import tempfile
@@ -105,7 +104,6 @@ def _join(given: tuple[tuple[str, str], Iterable[list[tuple[bytes, str, bytes]]]
     yield _shard_of(group, split, at, plans), [at.to_bytes(8, "big") + bytes(4) + sample_lib.encode(sample)]
 
 
-@functools.cache
 def shard_name(group: str, split: str, index: int, count: int) -> str:
   return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in group)}-{split}-{index:05d}-of-{count:05d}.array_record"
 
@@ -124,7 +122,7 @@ def _shard(group: tuple[str, Iterable[list[bytes]]], config, output: str, stage:
     samples = [sample_lib.decode(record) for record in records]
     with tempfile.TemporaryDirectory() as local:
       path = os.path.join(local, name)
-      sample_lib.write_records(path, records)
+      sample_lib.write_shard(path, samples)
       with open(path, "rb") as f:
         data = f.read()
     files.write(f"{output}/{name}", data)

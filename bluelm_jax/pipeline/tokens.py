@@ -4,9 +4,7 @@ A word is a run of letters and digits in lower case; every Han character is a wo
 that numpy does the counting. D texts, N words, M n-grams.
 """
 
-import array
 import hashlib
-import itertools
 import re
 from typing import NamedTuple, Sequence
 
@@ -29,31 +27,17 @@ def _hash(text: str) -> int:
   return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-class _Known(dict):
-  """Word -> its place in `hashes`, which are the same in every process, and `lengths`."""
-
-  def __init__(self):
-    self._begin()
-
-  def _begin(self):
-    self.clear()
-    self.hashes, self.lengths = array.array("Q"), array.array("q")
+class _Hashes(dict):
+  """Word -> 64-bit hash that is the same in every process."""
 
   def __missing__(self, word: str) -> int:
-    self[word] = place = len(self)
-    self.hashes.append(_hash(word))
-    self.lengths.append(len(word))
-    return place
-
-  def look_up(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, lengths) of words."""
     if len(self) > 1_000_000:
-      self._begin()
-    places = np.fromiter(map(self.__getitem__, words), np.int64, len(words))
-    return np.array(self.hashes, np.uint64)[places], np.array(self.lengths, np.int64)[places]
+      self.clear()
+    self[word] = value = _hash(word)
+    return value
 
 
-_known = _Known()
+_hashes = _Hashes()
 
 
 def split_words(text: str) -> list[str]:
@@ -65,7 +49,9 @@ def words(texts: Sequence[str]) -> Words:
   """The words of all texts."""
   split = [split_words(text) for text in texts]
   starts = np.cumsum([0, *map(len, split)])
-  return Words(*_known.look_up(list(itertools.chain.from_iterable(split))), starts)
+  flat = [word for found in split for word in found]
+  return Words(
+      np.fromiter(map(_hashes.__getitem__, flat), np.uint64, len(flat)), np.fromiter(map(len, flat), np.int64, len(flat)), starts)
 
 
 def take(found: Words, texts: np.ndarray) -> Words:

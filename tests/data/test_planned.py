@@ -30,7 +30,7 @@ def prepared(tmp_path):
     name = f"en-train-{shard:05d}-of-00002.array_record"
     sample_lib.write_shard(tmp_path / name, [Sample(f"made: {i}", "-", text) for i, text in enumerate(texts)])
     plans[name] = documents.packing([len(CHAT.tokenizer.encode(text)) for text in texts], ROW)
-  (tmp_path / planned.NAME).write_text(json.dumps({"row": ROW, "tokenizer": CHAT.tokenizer.digest, "rows": plans}))
+  (tmp_path / sample_lib.PACKING).write_text(json.dumps({"row": ROW, "tokenizer": CHAT.tokenizer.digest, "rows": plans}))
   return tmp_path
 
 
@@ -55,7 +55,7 @@ def rows(batch):
 
 
 def test_an_epoch_is_the_plan(prepared):
-  plan = json.loads((prepared / planned.NAME).read_text())["rows"]
+  plan = json.loads((prepared / sample_lib.PACKING).read_text())["rows"]
   wanted = sorted([(shard, i) for i in row] for shard, (_, some) in enumerate(sorted(plan.items())) for row in some)
   batches = list(loader.batches(source(prepared, epochs=1), CHAT, SPEC, 0))
   found = [row for batch in batches for row in rows(batch)]
@@ -96,9 +96,8 @@ def test_a_long_row_takes_several_planned_ones(prepared):
     ({}, pack.PackSpec(4, 128), "do not fill rows of 128"), ({"tokenizer": "0"}, SPEC, "counts tokens of another tokenizer than"), ({"rows": {}}, SPEC, "is no plan of en-train-00000-of-00002.array_record as it is"),
     ({"rows": 3}, SPEC, "there is no packing plan at"), ({"tokenizer": None}, SPEC, "there is no packing plan at")])
 def test_a_plan_that_does_not_fit_is_refused(prepared, change, spec, words):
-  path = prepared / planned.NAME
+  path = prepared / sample_lib.PACKING
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
-  planned._plan.cache_clear()
   with pytest.raises(ValueError, match=re.escape(words)) as error:
     loader.batches(source(prepared), CHAT, spec, 0)
   assert "\n" not in str(error.value)
@@ -106,7 +105,6 @@ def test_a_plan_that_does_not_fit_is_refused(prepared, change, spec, words):
 
 def test_a_plan_of_other_records_is_refused(prepared):
   sample_lib.write_shard(prepared / "en-train-00001-of-00002.array_record", [Sample("made", "-", "one more")])
-  planned._plan.cache_clear()
   with pytest.raises(ValueError, match="is no plan of en-train-00001-of-00002.array_record as it is"):
     loader.batches(source(prepared), CHAT, SPEC, 0)
 

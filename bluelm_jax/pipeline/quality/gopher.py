@@ -32,7 +32,7 @@ def broken(text: str, language: str) -> str:
   else:
     if not 50 <= len(words) <= 100_000:
       return "gopher_length"
-    if not 3 <= len("".join(words)) / len(words) <= 10:
+    if not 3 <= sum(map(len, words)) / len(words) <= 10:
       return "gopher_word_length"
     lower = text.lower().split()
     caseless = sum(map(operator.eq, lower, text.upper().split()))  # without letters, or of a script without case; faster than the pattern

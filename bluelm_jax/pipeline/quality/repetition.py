@@ -20,25 +20,26 @@ def broken(texts: Sequence[str], languages: Sequence[str], words: tokens.Words) 
   for texts_at, characters in ((np.flatnonzero(~chinese), 1.0), (np.flatnonzero(chinese), 1.5)):
     some = tokens.take(words, texts_at)
     found = [""] * len(texts_at)
-    pairs = _groups(some, round(2 * characters))
-    _duplicates(found, some, characters, pairs)
-    _tops(found, some, characters, pairs)
+    _duplicates(found, some, characters)
+    _tops(found, some, characters)
     for i, rule in zip(texts_at, found):
       result[i] = result[i] or rule
   return result
 
 
-def _duplicates(result: list[str], words: tokens.Words, scale: float, pairs) -> None:
-  # What longer ones cover, the 2-grams inside them cover too: few texts need a second look.
-  near = np.flatnonzero(_share(words, _duplicate(words, round(2 * scale), pairs)) > min(_DUPLICATE.values()))
-  for n in range(5, 11):
+def _duplicates(result: list[str], words: tokens.Words, scale: float) -> None:
+  share = duplicate_share(words, round(5 * scale))
+  _note(result, np.flatnonzero(share > _DUPLICATE[5]), "gopher_duplicate_5_grams")
+  # What longer ones cover, the 5-grams inside them cover too: few texts need a second look.
+  near = np.flatnonzero((share > min(_DUPLICATE.values())) & (share <= _DUPLICATE[5]))
+  for n in range(6, 11):
     share = duplicate_share(tokens.take(words, near), round(n * scale))
     _note(result, near[share > _DUPLICATE[n]], f"gopher_duplicate_{n}_grams")
 
 
-def _tops(result: list[str], words: tokens.Words, scale: float, pairs) -> None:
+def _tops(result: list[str], words: tokens.Words, scale: float) -> None:
   size = np.maximum(_sums(words.lengths, words.starts), 1)
-  covered, times = _top(words, round(2 * scale), pairs)
+  covered, times = _top(words, round(2 * scale))
   _note(result, np.flatnonzero(covered / size > _TOP[2]), "gopher_top_2_gram")
   for n in (3, 4):  # none is more frequent than the most frequent 2-gram, nor longer than n of the longest words
     near = np.flatnonzero(times * round(n * scale) * _longest(words) > _TOP[n] * size)
@@ -68,9 +69,9 @@ def _groups(words: tokens.Words, n: int):
   return order, new, np.diff(np.append(new, len(key))), text, words.starts[text] + np.arange(len(key)) - starts[text]
 
 
-def _top(words: tokens.Words, n: int, groups=None) -> tuple[np.ndarray, np.ndarray]:
+def _top(words: tokens.Words, n: int) -> tuple[np.ndarray, np.ndarray]:
   """Characters [D] in the most frequent n-gram, the longest of equally frequent ones, and its frequency [D]; 0 if none occurs twice."""
-  order, new, times, text, at = groups or _groups(words, n)
+  order, new, times, text, at = _groups(words, n)
   again = np.flatnonzero(times > 1)
   first, times = order[new[again]], times[again]
   size = np.append(0, np.cumsum(words.lengths))
@@ -82,9 +83,9 @@ def _top(words: tokens.Words, n: int, groups=None) -> tuple[np.ndarray, np.ndarr
   return result[0], result[1]
 
 
-def _duplicate(words: tokens.Words, n: int, groups=None) -> np.ndarray:
+def _duplicate(words: tokens.Words, n: int) -> np.ndarray:
   """Characters [D] in n-grams that have occurred before in their text, each counted once where they overlap."""
-  order, new, times, _, at = groups or _groups(words, n)
+  order, new, times, _, at = _groups(words, n)
   again = np.repeat(times > 1, times)
   if not again.any():
     return np.zeros(len(words.starts) - 1, np.int64)
@@ -96,11 +97,7 @@ def _duplicate(words: tokens.Words, n: int, groups=None) -> np.ndarray:
 
 def duplicate_share(words: tokens.Words, n: int) -> np.ndarray:
   """Share [D] of each text's characters that stand in n-grams which have occurred before in it."""
-  return _share(words, _duplicate(words, n))
-
-
-def _share(words: tokens.Words, covered: np.ndarray) -> np.ndarray:
-  return covered / np.maximum(_sums(words.lengths, words.starts), 1)
+  return _duplicate(words, n) / np.maximum(_sums(words.lengths, words.starts), 1)
 
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
