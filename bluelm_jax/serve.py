@@ -28,6 +28,7 @@ _PAGES = flags.DEFINE_integer("pages", None, "Pages of keys and values; by defau
 _PAGE_SIZE = flags.DEFINE_integer("page_size", None, "Tokens of a page; 128 on TPUs and 16 elsewhere where it is absent.", lower_bound=1)
 _TILES = flags.DEFINE_integer("tiles", 64, "Image tiles whose visual tokens are kept; those of one request must fit.", lower_bound=1)
 _DRAFTS = flags.DEFINE_integer("drafts", 0, "Tokens guessed ahead from the text so far, and checked in the same step.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", None, "Tokens drawn by one call of the device; by default 4 on GPUs and 1 elsewhere. More spare the host, and come in bursts.", lower_bound=1)
 _KV_DTYPE = flags.DEFINE_enum("kv_dtype", None, ["int8"], "Precision of keys and values; the model's own where it is absent.")
 for _field in dataclasses.fields(Limits):
   _define = flags.DEFINE_integer if _field.type is int else flags.DEFINE_float
@@ -48,7 +49,7 @@ def main(argv):
 
   listener = run.listen(_HOST.value, _PORT.value)  # before the weights, which take long
   path = pathlib.Path(_CHECKPOINT.value)
-  engine = dict(slots=_SLOTS.value, pages=_PAGES.value, page_size=_PAGE_SIZE.value, tiles=_TILES.value, drafts=_DRAFTS.value, kv_dtype=_KV_DTYPE.value)
+  engine = dict(slots=_SLOTS.value, pages=_PAGES.value, page_size=_PAGE_SIZE.value, tiles=_TILES.value, drafts=_DRAFTS.value, steps=_STEPS.value, kv_dtype=_KV_DTYPE.value)
   speaker = conversation.Speaker(path, _WRAP_UP.value, **engine)
   speaker.release()
   service = Service(speaker, _NAME.value or path.resolve().name, limits)

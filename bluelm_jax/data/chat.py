@@ -8,8 +8,7 @@ images as below. Others get our format:
 `[|BlueThink|]` closes a user turn whose answer opens with `<think>`; without it the answer comes at
 once. Where BlueLM places the switch, and its chat markers, are not published: these are ours.
 
-Either way loss lies on what the assistant says, its thinking and the token that ends it included; and a special token that a user
-or the system writes is mere text, with a zero-width space in it.
+Either way loss lies on what the assistant says, its thinking and the token that ends it included.
 """
 
 from typing import Sequence
@@ -27,6 +26,7 @@ THINK_SWITCH = "[|BlueThink|]"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 IMAGE_MARKERS = ("<im_start>", "<image>", "<im_end>", *(f"<tile_{i}>" for i in range(16)), "<thumbnail>")
 MARKERS = (*ROLES.values(), THINK_SWITCH, THINK_OPEN, THINK_CLOSE, *IMAGE_MARKERS)
+_CUT = "\ufdd0"  # a code point that is no character, and in no text: what stands on its two sides is encoded apart
 
 
 class ChatFormat:
@@ -47,9 +47,32 @@ class ChatFormat:
     """A training example: loss on assistant turns, their thinking included, from message `loss_from` on."""
     return self._build(messages, loss_from=loss_from).example(source)
 
-  def prompt(self, messages, thinking: bool) -> Example:
-    """Everything up to where the assistant starts to speak; `tokens` is the prompt."""
-    return self._build(messages, thinking).example()
+  def prompt(self, messages, thinking: bool, special: bool = True) -> Example:
+    """Everything up to where the assistant starts to speak; `tokens` is the prompt.
+
+    Args:
+      special: whether special tokens and markers written in a message are those tokens; False, for strangers' messages: mere text.
+    """
+    return self._build(messages if special else self._cut(messages), thinking).example()
+
+  def _cut(self, messages):
+    """Messages in whose texts no special token can be read; what is no message is left to be refused."""
+
+    def one(text):
+      if _CUT in text:
+        raise ValueError("a message holds U+FDD0, which is no character; leave it out")
+      return self.tokenizer.cut(text, MARKERS, _CUT)
+
+    def content(found):
+      if isinstance(found, str):
+        return one(found)
+      if not isinstance(found, (list, tuple)):
+        return found
+      # Parts are cut from each other, too: a template joins them.
+      return [{**p, "text": _CUT * (i > 0) + one(p["text"])} if isinstance(p, dict) and isinstance(p.get("text"), str) else p for i, p in enumerate(found)]
+
+    cut = lambda message: {**message, **{k: content(message[k]) for k in ("content", "reasoning_content") if k in message}}
+    return [cut(m) if isinstance(m, dict) else m for m in messages] if isinstance(messages, (list, tuple)) else messages
 
   def document(self, texts: Sequence[str], pictures: Sequence[np.ndarray], length: int, rng: np.random.Generator, source: int = 0) -> Example:
     """A window of at most `length` tokens of texts with a picture between each two; loss on all text.
@@ -108,8 +131,7 @@ class ChatFormat:
       if any(template_lib.IMAGE in p for p in parts if isinstance(p, str)):
         raise ValueError("a message holds U+FFFC, the sign for an object; leave it out")
       pictures += [p for p in parts if not isinstance(p, str)]
-      text = "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)
-      plain.append({"role": message["role"], "content": text if message["role"] == "assistant" else self.tokenizer.unmarked(text, IMAGE_MARKERS)})
+      plain.append({"role": message["role"], "content": "".join(p if isinstance(p, str) else template_lib.IMAGE for p in parts)})
       if message.get("reasoning_content") is not None:
         plain[-1]["reasoning_content"] = _part(message, "reasoning_content", str)
     _check_end(messages, thinking)
@@ -168,13 +190,14 @@ class _Builder:
     self.vision.append(vision)
 
   def text(self, text: str, loss: bool):
-    for token_id in self.chat.tokenizer.encode(text):
-      self.token(token_id, loss)
+    for piece in text.split(_CUT):
+      for token_id in self.chat.tokenizer.encode(piece):
+        self.token(token_id, loss)
 
   def content(self, content):
     for part in _parts(content):
       if isinstance(part, str):
-        self.text(self.chat.tokenizer.unmarked(part, MARKERS), loss=False)
+        self.text(part, loss=False)
       else:
         self.image(part)
 

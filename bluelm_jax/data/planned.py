@@ -61,8 +61,8 @@ def _read(records: sources.Records, tokenizer: Tokenizer, length: int) -> tuple[
   for path, stop in zip(records.paths, records.stops):
     where = files.beside(path, PACKING)
     plan = plans[where]
-    rows = plan["rows"].get(os.path.basename(path))
-    flat = [i for row in rows or () for i in row]
+    rows = plan["rows"].get(os.path.basename(path), [])
+    flat = [i for row in rows for i in row]
     if sorted(flat) != list(range(stop - first)):
       raise ValueError(f"{where} is no plan of {os.path.basename(path)} as it is; prepare the data set again")
     if plan["tokenizer"] != tokenizer.digest:
@@ -78,8 +78,9 @@ def _read(records: sources.Records, tokenizer: Tokenizer, length: int) -> tuple[
 def _plan(where: str) -> dict:
   try:
     plan = json.loads(files.read(where))
-    if isinstance(plan["rows"], dict) and isinstance(plan["row"], int) and plan["row"] > 0 and isinstance(plan["tokenizer"], str):
+    lists = all(isinstance(row, list) for rows in plan["rows"].values() for row in rows)
+    if lists and isinstance(plan["row"], int) and plan["row"] > 0 and isinstance(plan["tokenizer"], str):
       return plan
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     pass
-  raise ValueError(f"there is no packing plan at {where}; prepare the data set with config.packing_length, or leave the source's packing out")
+  raise ValueError(f"there is no packing plan of this form at {where}; prepare the data set with config.packing_length, or leave the source's packing out")

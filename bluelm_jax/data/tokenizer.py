@@ -79,15 +79,13 @@ class Tokenizer:
     first = next((t for t in map(found.char_to_token, range(place, len(text))) if t is not None), len(found.ids))  # signs may be no token's
     return found.ids[first:]
 
-  def unmarked(self, text: str, markers: Sequence[str]) -> str:
-    """The text with a zero-width space inside each special token and marker written in it, so that it is read as mere text."""
-    return self._marks(tuple(markers)).sub(lambda found: f"{found[0][0]}\u200b{found[0][1:]}", text)
+  def cut(self, text: str, markers: Sequence[str], sign: str) -> str:
+    """The text with `sign` behind the first character of each special token or marker in it: encoded apart, the pieces are mere text."""
+    return self._marks(tuple(markers)).sub(lambda found: found[0][0] + sign + found[0][1:], text)
 
   @functools.cache
   def _marks(self, markers: tuple[str, ...]) -> re.Pattern:
-    added = self._tokenizer.get_added_tokens_decoder().values()
-    # Some tokenizers add plain words or runs of spaces, too; Qwen3's <think> is not called special, but is.
-    special = {t.content for t in added if t.special or t.content[0] + t.content[-1] in ("<>", "[]")} | set(markers)
+    special = {t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special} | set(markers)
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
   def decode(self, ids, skip_special: bool = False) -> str:

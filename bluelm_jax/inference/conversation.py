@@ -105,10 +105,10 @@ class Speaker:
           self.engine.cancel(token.request)  # where a stop text ended it
     return [dict(zip(("thought", "answer", "finish"), found)) for found in written]
 
-  def prompt(self, messages: Sequence[dict], thinking: bool) -> Example:
-    """Messages as `ChatFormat` takes them; for a model without chat markers one text."""
+  def prompt(self, messages: Sequence[dict], thinking: bool, special: bool = True) -> Example:
+    """Messages as `ChatFormat.prompt` takes them; for a model without chat markers one text, in which special tokens are what they are."""
     if self.chat.template or self.tokenizer.has(chat_lib.ROLES["user"]):
-      return self.chat.prompt(messages, thinking)
+      return self.chat.prompt(messages, thinking, special)
     content = messages[0]["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if len(messages) > 1 or thinking or any(part["type"] != "text" for part in parts):

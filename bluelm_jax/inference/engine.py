@@ -24,7 +24,7 @@ from bluelm_jax.models.decoder import empty_pages
 from bluelm_jax.sharding import rules
 
 _ADMITTED = 8  # samples put into slots by one call
-_STEPS = {"gpu": 8}  # of one call
+_STEPS = {"gpu": 4}  # of one call
 
 
 class Engine:
@@ -60,8 +60,9 @@ class Engine:
       bits, group: of the decoder's weights, 8 or 4, and how many of their inputs share a scale; see `models.quantized`.
       mesh: tensor ranks share heads, neurons and vocabulary; None: one device.
       drafts: tokens guessed ahead from the text so far, and checked in the same step; 0 guesses none.
-      steps: tokens that each sample draws in one call of the device while no prompt is read; None means 8 on GPUs, so that they do
-        not wait for the host, and 1 elsewhere or with drafts. What is drawn beyond an end is thrown away.
+      steps: tokens that each sample draws in one call of the device, while no prompt is read and all samples are greedy or at a
+        temperature alone (`sampling.PLAIN`); None means 4 on GPUs, so that they do not wait for the host, and 1 elsewhere or with drafts.
+        What is drawn beyond an end is thrown away, and a slot is free after the call: short answers want fewer.
     """
     self._weights, self.version, self.drafts = weights.Weights(model, mesh, bits, group), version, drafts
     self.model, self._mesh = self._weights.model, mesh
@@ -145,7 +146,7 @@ class Engine:
     return request.id
 
   def step(self) -> list[Token]:
-    """Starts a step of the device and reports the tokens of the one before."""
+    """Starts a call of the device and reports the tokens of the one before."""
     tokens = []
     if self._scheduler.short():
       tokens += self._collect()

@@ -1,4 +1,4 @@
-"""Beam's look at a pipeline, once for each kind of thing instead of a thousand times: a third of what a small run does."""
+"""Beam's look at a pipeline, once for each kind of thing instead of a thousand times, which takes seconds."""
 
 import contextlib
 from unittest import mock
@@ -10,7 +10,7 @@ from apache_beam.transforms import userstate
 
 @contextlib.contextmanager
 def remembered():
-  """Inside, Beam reads the methods of each class of DoFn once, and parses each kind of option once. For DoFns without state of Beam's, as all of ours are."""
+  """Inside, Beam reads the methods of each class of DoFn once, and parses each kind of option once. For DoFns without state of Beam's, as all of ours are, and one pipeline at a time."""
   of_dofn, view_of, specs, views = userstate.get_dofn_specs, PipelineOptions.view_as, {}, weakref.WeakKeyDictionary()
 
   def get_dofn_specs(dofn):

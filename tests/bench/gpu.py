@@ -236,9 +236,9 @@ def decode_table():
   c, kind = model.config.decoder, jax.devices()[0].device_kind
   weights = 2 * sum(x.size for x in jax.tree.leaves(params["decoder"]))
   print("\n| steps a call | rows | prompt | busy processes beside | ms a token | tokens/s | share of the bandwidth |\n|---|---|---|---|---|---|---|")
-  for steps in (1, 8):
+  for steps in (1, 4, 8):
     engine = Engine(model, params, end_ids=(), slots=max(rows for rows, _ in cases), pages=pages, page_size=PAGE, prefill_tokens=READ, steps=steps)
-    for (rows, prompt), hogs in [(cases[0], 0), (cases[0], 2 * os.cpu_count())] + ([(case, 0) for case in cases[1:]] if steps > 1 else []):
+    for (rows, prompt), hogs in [(cases[0], 0), (cases[0], 2 * os.cpu_count())] + ([(case, 0) for case in cases[1:]] if steps == 8 else []):
       with busy(hogs):
         took = decode(engine, rows, prompt, tokens)
       cache = 2 * 2 * rows * (prompt + tokens / 2) * c.num_layers * c.num_kv_heads * c.head_dim
@@ -255,6 +255,7 @@ def busy(count: int):
   finally:
     for hog in hogs:
       hog.kill()
+      hog.wait()
 
 
 def decode(engine, rows: int, prompt: int, tokens: int) -> float:

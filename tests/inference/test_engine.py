@@ -210,9 +210,10 @@ def test_a_request_ends_where_it_is_told():
   check_empty(engine)
 
 
-def test_a_sample_ends_wherever_it_is():
-  """Waiting, half read, sharing pages with its siblings, sent back for want of pages, with guesses ahead."""
-  engine = small_engine.new_engine(pages=9, drafts=2)
+@pytest.mark.parametrize("ahead", [dict(drafts=2), dict(steps=3)])
+def test_a_sample_ends_wherever_it_is(ahead):
+  """Waiting, half read, sharing pages with its siblings, sent back for want of pages, with guesses ahead or several steps a call."""
+  engine = small_engine.new_engine(pages=9, **ahead)
   whole, steps = {}, 0
   for at in itertools.count(-1):  # before the first step nobody is
     if at > steps:  # as the last one, after the end
@@ -343,7 +344,7 @@ def test_tensor_ranks_say_what_one_device_says():
   options = Options(max_tokens=8, temperature=1.0, seed=2, n=2)
   requests = [(p, options) for p in small_engine.prompts()[:2]]
   expected = run(small_engine.shared_engine(), requests)
-  engine = small_engine.new_engine(mesh=rules.make_mesh({"data": 4, "tensor": 2}))
+  engine = small_engine.new_engine(mesh=rules.make_mesh({"data": 4, "tensor": 2}), steps=3)
   found = run(engine, requests)
   for answer, other in zip(sum(found, []), sum(expected, [])):
     assert ids(answer) == ids(other)

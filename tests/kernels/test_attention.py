@@ -153,7 +153,7 @@ def test_tpu_kernels_have_no_races():
   arrays = inputs(rng, 1, 200, 300, 2, 1, 64, 64)
   pallas_tpu.interpret = pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait", uninitialized_memory="nan")
   try:
-    results = computed(arrays, jnp.float32, drawn_numbers(rng, 1, 200, 300, True, True), "pallas_tpu")
+    results = jax.block_until_ready(computed(arrays, jnp.float32, drawn_numbers(rng, 1, 200, 300, True, True), "pallas_tpu"))
     assert interpret_pallas_call.races is not None and not interpret_pallas_call.races.races_found
   finally:
     pallas_tpu.interpret = None

@@ -1,6 +1,7 @@
 """POST endpoints that generate: read, admit, ask the engine, answer in whole or in pieces; and end where the client leaves."""
 
 import asyncio
+import collections
 import contextlib
 import time
 
@@ -82,9 +83,11 @@ class Answers:
     async for step in stream.steps():
       now = time.perf_counter()
       metrics.tokens_out.inc(len(step))
-      for choice, _ in step:
+      counts = collections.Counter(choice for choice, _ in step)
+      for choice, count in counts.items():
         if choice in last:
-          metrics.between.observe(now - last[choice])
+          for _ in range(count):  # a call of the device may have drawn several
+            metrics.between.observe((now - last[choice]) / count)
         elif not last:
           metrics.first.observe(now - began)
         last[choice] = now

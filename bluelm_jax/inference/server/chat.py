@@ -38,7 +38,7 @@ def read(fields: bodies.Fields, service) -> Asked:
   if not found:
     raise fields.refusal("messages", "is empty; give at least one user message")
   fields.end()
-  prompt = speaker.prompt(messages.read(found, limits, speaker.chat.anyres), said["thinking"])
+  prompt = speaker.prompt(messages.read(found, limits, speaker.chat.anyres), said["thinking"], special=False)
   options = asking.options([prompt], older if most is None else most, limits, service.context, top_logprobs=top or 0, **said)
   return Asked([prompt], options, logprobs=(top or 0) if shown else None, **stream)
 
