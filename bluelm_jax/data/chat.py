@@ -55,13 +55,15 @@ class ChatFormat:
     """
     return self._build(messages if special else self._cut(messages), thinking).example()
 
+  def pieces(self, text: str) -> list[str]:
+    """A stranger's text in pieces that, encoded apart, hold no special token and no marker."""
+    if _CUT in text:
+      raise ValueError("a message holds U+FDD0, which is no character; leave it out")
+    return self.tokenizer.cut(text, MARKERS, _CUT).split(_CUT)
+
   def _cut(self, messages):
     """Messages in whose texts no special token can be read; what is no message is left to be refused."""
-
-    def one(text):
-      if _CUT in text:
-        raise ValueError("a message holds U+FDD0, which is no character; leave it out")
-      return self.tokenizer.cut(text, MARKERS, _CUT)
+    one = lambda text: _CUT.join(self.pieces(text))
 
     def content(found):
       if isinstance(found, str):

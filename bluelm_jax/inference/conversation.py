@@ -106,7 +106,7 @@ class Speaker:
     return [dict(zip(("thought", "answer", "finish"), found)) for found in written]
 
   def prompt(self, messages: Sequence[dict], thinking: bool, special: bool = True) -> Example:
-    """Messages as `ChatFormat.prompt` takes them; for a model without chat markers one text, in which special tokens are what they are."""
+    """Messages as `ChatFormat.prompt` takes them; for a model without chat markers one text."""
     if self.chat.template or self.tokenizer.has(chat_lib.ROLES["user"]):
       return self.chat.prompt(messages, thinking, special)
     content = messages[0]["content"]
@@ -116,7 +116,9 @@ class Speaker:
     text = "".join(part["text"] for part in parts)
     if not self.tokenizer.encode(text):
       raise ValueError("the prompt is empty; give some text")
-    return plain_prompt(self.tokenizer.encode(text, add_special_tokens=True))
+    first, *others = [text] if special else self.chat.pieces(text)
+    ids = self.tokenizer.encode(first, add_special_tokens=True)
+    return plain_prompt([*ids, *(i for piece in others for i in self.tokenizer.encode(piece))])
 
 
 def user_turn(text: str, image_paths: Sequence[str]) -> dict:
