@@ -49,13 +49,18 @@ def decode(record: bytes) -> Sample:
 
 def write_shard(path: str, samples: Iterable[Sample]) -> int:
   """Writes an ArrayRecord shard and returns the number of records."""
+  return write_records(path, map(encode, samples))
+
+
+def write_records(path: str, records: Iterable[bytes]) -> int:
+  """The same of encoded samples."""
   from array_record.python import array_record_module  # slow import, offline use only
 
   # group_size:1 keeps random access cheap: grain reads single records.
   writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
   count = 0
-  for sample in samples:
-    writer.write(encode(sample))
+  for record in records:
+    writer.write(record)
     count += 1
   writer.close()
   return count

@@ -14,7 +14,7 @@ _CONTROL_1 = re.compile("[\x80-\x84\x86-\x9f]")  # may be bytes of mojibake
 _BREAK = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _ODD = "\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 _SPACE = re.compile(f" [ {_ODD}]+|[{_ODD}][ {_ODD}]*")  # a lone space stays: most do
-_WORK = re.compile("[\x00-\x09\x0b-\x1f\x7f]|  | \n|\n |\n\n\n")  # of ASCII text, which mostly needs none
+_WORK = ("  ", " \n", "\n ", "\n\n\n")  # of ASCII text, which mostly needs none
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte as a letter, followed by a continuation byte as a sign. ftfy looks closer.
 _SUSPECT = re.compile("[\xc2\xc3\xe2-\xef][\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]")
 
@@ -36,13 +36,15 @@ def code(text: str) -> str:
 def normalise(text: str) -> str:
   """The text in its one form; normalise(normalise(x)) == normalise(x)."""
   text = _once(text)
+  if text.isascii():
+    return text
   while _SUSPECT.search(text) and (again := _once(text)) != text:  # mojibake of mojibake
     text = again
   return text
 
 
 def _once(text: str) -> str:
-  if text.isascii() and not _WORK.search(text):
+  if text.isascii() and text.replace("\n", "").isprintable() and not any(work in text for work in _WORK):
     return text.strip()
   text = _CONTROL.sub("", text)
   if _SUSPECT.search(text):

@@ -122,7 +122,7 @@ def _shard(group: tuple[str, Iterable[list[bytes]]], config, output: str, stage:
     samples = [sample_lib.decode(record) for record in records]
     with tempfile.TemporaryDirectory() as local:
       path = os.path.join(local, name)
-      sample_lib.write_shard(path, samples)
+      sample_lib.write_records(path, records)
       with open(path, "rb") as f:
         data = f.read()
     files.write(f"{output}/{name}", data)
