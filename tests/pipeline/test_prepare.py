@@ -29,6 +29,7 @@ from bluelm_jax.pipeline.ingest import read
 
 ROOT = pathlib.Path(__file__).parents[2]
 ONE = ["--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
+SENT = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]  # the pipeline goes to a job server, as to Flink's or Spark's
 THREE = ["--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=3"]
 
 
@@ -103,8 +104,9 @@ def _read(path):
   return [shard[i] for i in range(len(shard))]
 
 
-def test_bytes_do_not_depend_on_workers(made, folder, tmp_path):
-  run.run(config(folder), str(tmp_path), THREE)
+@pytest.mark.parametrize("options", [THREE, SENT], ids=["three", "sent"])
+def test_bytes_do_not_depend_on_workers(made, folder, options, tmp_path):
+  run.run(config(folder), str(tmp_path), options)
   assert digest(tmp_path) == digest(made[0]) and len(digest(tmp_path)) >= 4
 
 
