@@ -300,7 +300,7 @@ DRAWING = f"""{HEAD}<svg width=300 height=200 style="{at(20, 20, 300, 200)}" rol
   <text x=40 y=80>Line one<tspan x=40 dy=18>Line two</tspan></text><text transform="translate(20 180) rotate(-90)">Upwards</text><text x=230 y=150>Over the edge</text><text x=280 y=180>Far over the edge</text>
   <text x=40 y=150 style="visibility:hidden">Hidden</text>
   <foreignObject x=130 y=165 width=90 height=25><button style="width:80px;height:20px">Foreign</button></foreignObject></svg>
-  <button style="{at(20, 300, 100, 40)}"><svg width=80 height=20><text y=15 style="fill:blue">Pressed</text></svg></button>"""
+  <button style="{at(20, 300, 100, 40)}"><svg width=80 height=20><defs><text y=15>Kept too</text></defs><text y=15 style="fill:blue">Pressed</text></svg></button>"""
 
 
 def test_words_of_drawings_are_read_where_they_are(tmp_path):
