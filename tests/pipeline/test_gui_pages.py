@@ -286,7 +286,8 @@ def test_a_page_of_a_frame_shows_all_its_text(tmp_path):
 
 def test_of_frames_that_are_not_read_nothing_is_said(tmp_path):
   (tmp_path / "a.html").write_text(
-      f"{HEAD}<p>Read <button style='{at(20, 100, 300, 150)}'><iframe srcdoc='<p>Small' style='width:200px;height:100px;border:0;transform:scale(.5)'></iframe>Button</button>")
+      f"{HEAD}<p>Read <button style='{at(20, 100, 300, 150)}'><iframe srcdoc='<p>Small' style='width:200px;height:100px;border:0;transform:scale(.5)'></iframe>Button</button>"
+      "<iframe srcdoc='<p>Nobody sees this' style='position:absolute;top:400px;visibility:hidden;transform:scale(.5)'></iframe>")
   (made,) = drawn(tmp_path)
   assert len(made.meta["unread"]) == 1 and not made.meta["all_text"] and "Small" not in str(made.meta["elements"])
   button = next(e for e in made.meta["elements"] if e["role"] == "button")
