@@ -24,6 +24,7 @@ from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import run
 from bluelm_jax.pipeline.gui import browser
 from bluelm_jax.pipeline.gui import pages
+from bluelm_jax.pipeline.gui import questions
 from bluelm_jax.pipeline.gui import screens
 from bluelm_jax.pipeline.ingest import read
 
@@ -244,6 +245,101 @@ Content-Type: text/css\nContent-Location: http://example.com/s.css\n\nbutton { p
   assert button["text"] == "Kept" and abs(button["box"][0] - 0.5) < 0.01 and made.meta["all_text"]
 
 
+def placed(sample, wide, high):
+  """(role, text) -> box in CSS pixels."""
+  return {(e["role"], e["text"]): [round(v * s) for v, s in zip(e["box"], (wide, high) * 2)] for e in sample.meta["elements"]}
+
+
+INNER = """<!doctype html><meta charset=utf-8><style>body{margin:0;font:16px sans-serif}</style><button style='%s'>Inside</button>
+  <button style='%s'>Half seen</button><button style='%s'>Not seen</button><button style='%s'>Covered</button><p style='%s' id=p>waiting</p>
+  <script>setTimeout(() => { p.textContent = 'Its time went on' }, 500)</script>""" % (at(10, 10, 80, 30), at(150, 10, 80, 30), at(10, 300, 80, 30), at(10, 60, 80, 30), at(10, 110, 180, 20) + ";margin:0")
+
+
+def test_what_frames_show_is_told_where_it_is(tmp_path):
+  (tmp_path / "Page_files").mkdir()
+  (tmp_path / "Page_files" / "inner.html").write_text(INNER)
+  deeper = "<body style='margin:0'><iframe srcdoc='<button style=&quot;position:absolute;left:5px;top:6px;width:90px;height:20px&quot;>Deeper</button>' style='border:3px solid;margin:7px;padding:2px;width:150px;height:60px'></iframe>"
+  (tmp_path / "Page_files" / "outer.html").write_text(deeper)
+  (tmp_path / "Page.html").write_text(f"""{HEAD}<button style="{at(10, 10, 100, 30)}">Outside</button>
+    <div style="{at(0, 50, 350, 290)};overflow:hidden"><iframe src=Page_files/inner.html style="{at(150, 50, 250, 200)};border:4px solid"></iframe></div>
+    <div style="{at(160, 150, 100, 60)};background:#ccc;pointer-events:none"></div>
+    <iframe src=Page_files/outer.html loading=lazy style="{at(20, 350, 300, 100)};border:0"></iframe>
+    <iframe sandbox srcdoc="<p style='margin:0;height:20px'>In a box of sand</p><div style='height:2000px'>" style="{at(20, 480, 200, 40)};border:0"></iframe>
+    <iframe srcdoc="<p>Nobody sees this" style="visibility:hidden"></iframe>""")
+  (made,) = drawn(tmp_path)
+  found = placed(made, 400, 600)
+  assert found.pop(("text", "In a box of sand"))[:2] == [28, 488]
+  assert found == {
+      ("button", "Outside"): [10, 10, 110, 40], ("button", "Inside"): [164, 114, 244, 144], ("button", "Half seen"): [304, 114, 350, 144],
+      ("text", "Its time went on"): found["text", "Its time went on"], ("button", "Deeper"): [37, 368, 127, 388]}
+  assert [e["text"] for e in made.meta["elements"] if e.get("cut")] == ["Half seen"] and "unread" not in made.meta
+  assert made.meta["text_boxes"] == [6, 6]  # each drawn alone, in its frame
+
+
+def test_a_page_of_a_frame_shows_all_its_text(tmp_path):
+  (tmp_path / "a.html").write_text(f"{HEAD}<iframe srcdoc='<p>The words of this page are in a frame' style='border:0'></iframe>")
+  (tmp_path / "b.html").write_text(f"{HEAD}<iframe srcdoc='<p>The words<style>p::after{{content:\" that nobody reads\"}}</style>' style='border:0'></iframe>")
+  read_, unread = drawn(tmp_path)
+  assert [e["text"] for e in read_.meta["elements"]] == ["The words of this page are in a frame"] and read_.meta["all_text"]
+  assert not unread.meta["all_text"]
+
+
+def test_of_frames_that_are_not_read_nothing_is_said(tmp_path):
+  (tmp_path / "a.html").write_text(
+      f"{HEAD}<p>Read <button style='{at(20, 100, 300, 150)}'><iframe srcdoc='<p>Small' style='width:200px;height:100px;border:0;transform:scale(.5)'></iframe>Button</button>"
+      "<iframe srcdoc='<p>Nobody sees this' style='position:absolute;top:400px;visibility:hidden;transform:scale(.5)'></iframe>")
+  (made,) = drawn(tmp_path)
+  assert len(made.meta["unread"]) == 1 and not made.meta["all_text"] and "Small" not in str(made.meta["elements"])
+  button = next(e for e in made.meta["elements"] if e["role"] == "button")
+  screen = questions.Screen(made.meta["elements"], made.meta, "en", 100, np.random.default_rng(0), {})
+  assert not questions._legible(screen, button) and questions._read_all(screen) is None
+  assert questions._legible(screen._replace(meta={}), button)
+
+
+DRAWING = f"""{HEAD}<svg width=300 height=200 style="{at(20, 20, 300, 200)}" role=img aria-label=Chart><title>Not drawn</title><desc>Neither</desc>
+  <defs><text id=d y=20>Kept</text></defs><rect width=300 height=200 fill="#def"/><g transform="translate(40 30) scale(2)"><text fill="#c00" font-size=10>Twice as <tspan font-weight=bold>large</tspan></text></g>
+  <text x=40 y=80>Line one<tspan x=40 dy=18>Line two</tspan></text><text transform="translate(20 180) rotate(-90)">Upwards</text><text x=230 y=150>Over the edge</text><text x=280 y=180>Far over the edge</text>
+  <text x=40 y=150 style="visibility:hidden">Hidden</text>
+  <foreignObject x=130 y=165 width=90 height=25><button style="width:80px;height:20px">Foreign</button></foreignObject></svg>
+  <button style="{at(20, 300, 100, 40)}"><svg width=80 height=20><defs><text y=15>Kept too</text></defs><text y=15 style="fill:blue">Pressed</text></svg></button>"""
+
+
+def test_words_of_drawings_are_read_where_they_are(tmp_path):
+  (tmp_path / "a.html").write_text(DRAWING)
+  (made,) = drawn(tmp_path)
+  found = {e["text"]: (e["role"], box, e) for e, box in zip(made.meta["elements"], placed(made, 400, 600).values())}
+  assert {text: role for text, (role, _, _) in found.items()} == {
+      "": "image", "Foreign": "button", "Pressed": "button", "Twice as large": "text", "Line one Line two": "text", "Upwards": "text", "Over the edge": "text"}
+  assert found[""][2]["label"] == "Chart"
+  l, t, r, b = found["Twice as large"][1]
+  assert l == 60 and t < 50 < b and 20 <= b - t <= 30 and r - l > 100
+  l, t, r, b = found["Upwards"][1]
+  assert b == 200 and b - t > 2 * (r - l)
+  assert found["Over the edge"][1][2] == 320 and found["Over the edge"][2]["cut"]
+  assert made.meta["text_boxes"] == [6, 6]
+
+
+def test_words_of_drawings_that_are_not_read_count(tmp_path):
+  for name, turn in (("a", 0), ("b", 40)):  # what stands aslant has no box that it fills
+    (tmp_path / f"{name}.html").write_text(f"{HEAD}<p>Words</p><svg width=300 height=200><text x=60 y=60 transform='rotate({turn})'>A few words of a drawing</text></svg>")
+  (tmp_path / "c.html").write_text(f"{HEAD}<p>Words</p><svg width=300 height=200><text x=60 y=60 fill=none stroke=none>Of no colour</text><text x=60 y=90 fill='#fff'>White</text></svg>")
+  level, aslant, made = drawn(tmp_path)
+  assert level.meta["all_text"] and len(level.meta["elements"]) == 2 and not aslant.meta["all_text"] and len(aslant.meta["elements"]) == 1
+  assert made.meta["text_boxes"] == [1, 2] and "Of no colour" not in str(made.meta)
+
+
+def test_frames_of_an_archive_are_read(tmp_path):
+  part = "--xyz\nContent-Type: text/html; charset=utf-8\n{}\n\n<!doctype html>{}\n"
+  (tmp_path / "a.mhtml").write_bytes((
+      'From: <Saved>\nMIME-Version: 1.0\nContent-Type: multipart/related; type="text/html"; boundary="xyz"\n\n'
+      + part.format("Content-Location: http://example.com/", "<body style='margin:0'><p>Around it</p><iframe src='cid:frame-1@mhtml.blink' style='position:absolute;left:100px;top:100px;border:0'></iframe>")
+      + part.format("Content-ID: <frame-1@mhtml.blink>\nContent-Location: http://example.com/f", "<body style='margin:0'><button>Kept</button>") + "--xyz--\n").replace("\n", "\r\n").encode())
+  source = dict(kind="pages", path=f"{tmp_path}/*.mhtml", licence="MIT", devices={"wide": dict(width=400, height=300, ratio=1, touch=False)}, themes=("light",), check=1.0)
+  blocks, folders = read.blocks({"here": source}, 10**6, tmp_path)
+  (made,) = read.block(blocks[0], source, folders["here"])
+  assert placed(made, 400, 300)["button", "Kept"][:2] == [100, 100] and made.meta["text_boxes"] == [2, 2] and made.meta["all_text"]
+
+
 KITS = pytest.mark.skipif(not (screens.PACKAGE.parent / "node_modules" / "vant").is_dir(), reason=f"no UI kits; (cd {screens.PACKAGE.parent} && npm install)")
 MINIATURE = dict(phone=dict(width=360, height=720, ratio=1, touch=True, image_width=240))
 
@@ -270,6 +366,16 @@ def test_screens_fill_every_device_and_name_their_switches():
     assert s.meta["text_boxes"][1] > 0
     assert max(e["box"][2] for e in s.meta["elements"]) > 0.75
     assert all(e.get("label") for e in s.meta["elements"] if e["role"] == "switch")
+
+
+@KITS
+def test_the_search_bar_of_weui_shows_its_words_and_may_be_read():
+  source = dict(kind="screens", licence="MIT", split="test", devices=MINIATURE, check=1.0)
+  (made,) = screens.samples(str(screens.PACKAGE), "here", source, 3, 4)
+  element = next(e for e in made.meta["elements"] if e["role"] == "search")
+  screen = questions.Screen(made.meta["elements"], made.meta, "en", 100, np.random.default_rng(0), {})
+  assert made.meta["kit"] == "weui" and element["text"] and questions._legible(screen, element)
+  assert made.meta["text_boxes"][0] == made.meta["text_boxes"][1] and made.meta["all_text"]
 
 
 def test_sources_that_cannot_be_drawn_are_one_line(tmp_path, monkeypatch):

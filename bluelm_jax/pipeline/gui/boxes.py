@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from bluelm_jax.data.sample import Sample
+from bluelm_jax.pipeline.gui import frames
 
 STILL = dict(caret="hide", animations="disabled")  # for page.screenshot
 SLACK = 2  # CSS pixels
@@ -14,24 +15,24 @@ _CHANGE = 24  # of 255
 _OUTSIDE = 0.02  # share of the changed pixels that may lie outside
 
 
-async def check(page, png: bytes, elements: Sequence[dict], ratio: float) -> dict:
-  """What Sample.meta says of a page whose elements and picture have just been taken.
+async def check(page, png: bytes, view: frames.View, ratio: float) -> dict:
+  """What Sample.meta says of a page whose view and picture have just been taken.
 
   Returns:
     text_boxes: [elements right, elements checked], of those that show text.
-    all_text: whether the picture shows text in their boxes alone.
+    all_text: whether the picture shows text in their boxes alone, as far as it was read.
   """
-  numbers = await page.evaluate("() => window.bluelm.withText()")
-  await page.evaluate("() => window.bluelm.show([])")
+  numbers = await view.with_text()
+  await view.show([])
   bare = _decode(await page.screenshot(**STILL))
   slack, right = round(SLACK * ratio), 0
-  boxes = {i: _pixels(elements[i]["box"], bare.shape) for i in numbers}
+  boxes = {i: _pixels(view.elements[i]["box"], bare.shape) for i in numbers}
   for group in groups(boxes, 2 * slack):
-    await page.evaluate("(numbers) => window.bluelm.show(numbers)", group)
+    await view.show(group)
     right += inside(bare, _decode(await page.screenshot(**STILL)), [boxes[i] for i in group], slack)
-  await page.evaluate("() => window.bluelm.show(null)")
+  await view.show(None)
   whole = inside(bare, _decode(png), list(boxes.values()), slack)
-  return {"text_boxes": [right, len(numbers)], "all_text": right == whole == len(numbers)}
+  return {"text_boxes": [right, len(numbers)], "all_text": right == whole == len(numbers) and not view.unread}
 
 
 def _decode(png: bytes) -> np.ndarray:

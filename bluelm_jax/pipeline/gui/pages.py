@@ -1,6 +1,7 @@
 """Pages of HTML as screens: a picture and its elements, for each device, theme and place of scrolling."""
 
 import asyncio
+import contextlib
 import pathlib
 from typing import Iterator, Mapping, Sequence
 
@@ -11,6 +12,7 @@ from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import language as language_lib
 from bluelm_jax.pipeline.gui import boxes
 from bluelm_jax.pipeline.gui import browser as browser_lib
+from bluelm_jax.pipeline.gui import frames
 from bluelm_jax.pipeline.gui.captions import caption
 
 DEFAULTS = dict(devices=browser_lib.DEVICES, themes=("light", "dark"), scrolls=3, check=0.1, timeout=30.0, webp_quality=80)
@@ -28,7 +30,8 @@ def samples(paths: Sequence[str], name: str, source: Mapping, folder: str) -> It
   A sample's source is "NAME: PAGE, DEVICE, THEME, SCROLL". Its meta holds device, theme, scroll (CSS pixels), width and height of the
   image, page, title, language, caption, elements, above and below ([role, name] of what scrolling would show), and where boxes
   were checked what boxes.check says. An element has role, text, label (its accessible name, where that is not its text), state, value, disabled,
-  cut (a part of it is not seen) and box (left, top, right, bottom as shares of the image); color is "".
+  cut (a part of it is not seen) and box (left, top, right, bottom as shares of the image); color is "". What frames show is told too, but for
+  above and below; unread, if it is there, holds the boxes of frames that could not be read.
   """
   yield from asyncio.run(_samples(paths, name, {**DEFAULTS, **source}, pathlib.Path(folder or ".").resolve(), folder))
 
@@ -63,15 +66,26 @@ async def _samples(paths, name, source, root: pathlib.Path, folder: str) -> list
 
 async def _open(page, path: str) -> None:
   await page.goto(pathlib.Path(path).resolve().as_uri(), wait_until="load")
-  await page.evaluate("(css) => { const s = document.createElement('style'); s.textContent = css; (document.head ?? document.documentElement).append(s); }", _STILL)
-  await page.evaluate(_RUN, _MOVED)
-  await page.evaluate("""async () => {
+  await _ready(page.main_frame)
+
+
+async def _ready(frame) -> None:
+  """Brings a document and then the frames in it to rest, and lets them be asked."""
+  from playwright import async_api  # an extra's
+
+  await frame.evaluate("(css) => { const s = document.createElement('style'); s.textContent = css; (document.head ?? document.documentElement).append(s); }", _STILL)
+  await frame.evaluate(_RUN, _MOVED)
+  await frame.evaluate("""async () => {
     for (const animation of document.getAnimations()) try { animation.finish(); } catch { animation.cancel(); }  // endless ones have no end
-    for (const image of document.querySelectorAll('img[loading=lazy]')) image.loading = 'eager';
+    for (const late of document.querySelectorAll('img[loading=lazy], iframe[loading=lazy]')) late.loading = 'eager';
     await Promise.all([document.fonts.ready, ...[...document.images].map((image) => image.decode().catch(() => {}))]);
   }""")
   for name in _SCRIPTS:
-    await page.evaluate(browser_lib.script(name) + "\n;undefined")  # a function would be called
+    await frame.evaluate(browser_lib.script(name) + "\n;undefined")  # a function would be called
+  for child in frame.child_frames:
+    with contextlib.suppress(async_api.Error):  # of which frames.look says that it was not read
+      await child.wait_for_load_state("load")
+      await _ready(child)
 
 
 async def _views(page, name: str, where: str, device: str, spec: Mapping, theme: str, source: Mapping, tops: set[bytes]):
@@ -80,9 +94,10 @@ async def _views(page, name: str, where: str, device: str, spec: Mapping, theme:
   language = ""
   for scroll in scrolls(height, spec["height"], source["scrolls"]):
     await page.evaluate("(y) => window.scrollTo(0, y)", scroll)
-    await page.evaluate(_RUN, _SCROLLED)
-    seen = await page.evaluate("() => window.bluelm.elements()")
-    if not seen["elements"]:
+    for frame in page.frames:
+      await frame.evaluate(_RUN, _SCROLLED)
+    seen, view = await frames.look(page)
+    if not view.elements:
       continue
     language = language or source.get("language") or language_of(seen)
     shot = await page.screenshot(**boxes.STILL)
@@ -94,9 +109,11 @@ async def _views(page, name: str, where: str, device: str, spec: Mapping, theme:
     meta = dict(
         page=where, device=device, theme=theme, scroll=scroll, width=wide, height=high, title=seen["title"], language=language, elements=seen["elements"],
         caption=caption(seen["elements"], theme, language), above=seen["above"], below=seen["below"])
+    if view.unread:
+      meta["unread"] = view.unread
     full = f"{name}: {where}, {device}, {theme}, {scroll}"
     if boxes.chosen(full, source["check"]):
-      meta |= await boxes.check(page, shot, seen["elements"], spec["ratio"])
+      meta |= await boxes.check(page, shot, view, spec["ratio"])
     yield Sample(full, source["licence"], images=(image,), meta=meta)
 
 

@@ -148,6 +148,8 @@ def _legible(s: Screen, element: dict) -> bool:
   """Whether the text of an element is all that its box shows."""
   if element.get("cut") or element["role"] in _NO_TEXT or "kit" in s.meta and element["role"] in _MORE_TEXT:
     return False
+  if any(naming.overlap(element["box"], box) for box in s.meta.get("unread", ())):
+    return False
   l, t, r, b = element["box"]
   for other in s.elements:
     x, y = (other["box"][0] + other["box"][2]) / 2, (other["box"][1] + other["box"][3]) / 2

@@ -11,6 +11,7 @@ from typing import Iterator, Mapping
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline.gui import boxes
 from bluelm_jax.pipeline.gui import browser as browser_lib
+from bluelm_jax.pipeline.gui import frames
 from bluelm_jax.pipeline.gui.captions import caption
 from bluelm_jax.pipeline.gui.pages import encode
 
@@ -69,7 +70,7 @@ async def _samples(kits: pathlib.Path, name: str, source: Mapping, start: int, s
         meta = {**plan, "split": source["split"], "device": device, "width": wide, "height": high, "caption": caption(elements, plan["theme"], plan["language"]), "elements": elements}
         where = f"{name}: {KITS[plan['kit']]}, {plan['template']}, {index}, {device}"
         if boxes.chosen(where, source["check"]):
-          meta |= await boxes.check(page, shot, elements, spec["ratio"])
+          meta |= await boxes.check(page, shot, frames.alone(page, elements), spec["ratio"])
         found.append(Sample(where, source["licence"], images=(image,), meta=meta))
       await browser.close(page)
   return found

@@ -24,7 +24,7 @@
   };
 
   const role = (el) => {
-    if (el.closest('svg') && el.nodeName !== 'svg') return '';
+    if (el.nodeName !== 'svg' && el.closest('svg, foreignObject')?.nodeName === 'svg') return '';
     if (el.nodeName === 'SELECT') return el.multiple || el.size > 1 ? '' : 'select';
     if (el.nodeName === 'OPTION') return '';
     if (el.nodeName === 'SUMMARY') return 'item';
@@ -51,7 +51,8 @@
       if (style.position === 'fixed') break;
       const s = getComputedStyle(up);
       if (style.position === 'absolute' && s.position === 'static' && s.transform === 'none') continue;
-      if (s.overflow !== 'visible' && !INLINE.has(s.display)) rect = meet(rect, up.getBoundingClientRect());
+      const outer = up.nodeName === 'svg' && !up.ownerSVGElement;  // clips even as it stands in a line; the box of one inside it is of what it holds
+      if (s.overflow !== 'visible' && (outer || !INLINE.has(s.display) && !(up instanceof SVGElement))) rect = meet(rect, up.getBoundingClientRect());
       style = s;
     }
     return rect;
@@ -84,7 +85,8 @@
     for (const node of nodes) {
       const style = getComputedStyle(node.parentElement), home = block(node.parentElement);
       const part = {uppercase: (s) => s.toUpperCase(), lowercase: (s) => s.toLowerCase(), capitalize: (s) => s.replace(/(^|\s)\p{L}/gu, (c) => c.toUpperCase())}[style.textTransform]?.(node.data) ?? node.data;
-      text += (last && last !== home || node.previousSibling?.nodeName === 'BR' ? ' ' : '') + part;
+      const apart = last && last !== home || node.previousSibling?.nodeName === 'BR' || node.parentElement.matches('tspan[x], tspan[y]');
+      text += (apart ? ' ' : '') + part;
       last = home;
     }
     return clean(text);
@@ -116,18 +118,48 @@
     return el.type === 'password' ? (el.value ? '' : clean(el.placeholder)) : clean(el.value || el.placeholder);
   };
 
-  // {elements, above, below, height, title, language}: above and below are [role, name] of what scrolling would show.
-  window.bluelm.elements = () => {
+  // What lets touches through still covers.
+  const touching = (f) => {
     const free = new CSSStyleSheet();
-    free.replaceSync('*, ::before, ::after { pointer-events: auto !important; }');  // what lets touches through still covers
+    free.replaceSync('*, ::before, ::after { pointer-events: auto !important; }');
     document.adoptedStyleSheets = [...document.adoptedStyleSheets, free];
-    const found = [], targets = [], above = [], below = [], owners = new Map(), parting = [];
+    try {
+      return f();
+    } finally {
+      document.adoptedStyleSheets = document.adoptedStyleSheets.filter((s) => s !== free);
+    }
+  };
+
+  // Where this document lies in the picture: CSS pixels to its left and top, those of the picture, and the part of the document that is seen.
+  const alone = () => ({left: 0, top: 0, width: innerWidth, height: innerHeight, screen: {left: 0, top: 0, right: innerWidth, bottom: innerHeight}});
+  const share = (r, at) => [(at.left + r.left) / at.width, (at.top + r.top) / at.height, (at.left + r.right) / at.width, (at.top + r.bottom) / at.height];
+
+  // The same of the document in a frame, with its size here, and the box of the part that is seen; null if none is.
+  window.bluelm.frame = (el, at) => {
+    const {left, top, width, height, screen} = at ?? alone(), box = el.getBoundingClientRect(), style = getComputedStyle(el);
+    const edge = (side) => parseFloat(style[`border${side}Width`]) + parseFloat(style[`padding${side}`]);
+    const whole = {left: box.left + edge('Left'), top: box.top + edge('Top'), right: box.right - edge('Right'), bottom: box.bottom - edge('Bottom')};
+    const r = meet(clipped(el, whole), screen);
+    if (!shown(el) || r.right - r.left < LEAST || r.bottom - r.top < LEAST) return null;
+    const seen = {left: r.left - whole.left, top: r.top - whole.top, right: r.right - whole.left, bottom: r.bottom - whole.top};
+    return {left: left + whole.left, top: top + whole.top, width, height, screen: seen, size: [whole.right - whole.left, whole.bottom - whole.top], box: share(r, {left, top, width, height})};
+  };
+
+  // Which boxes (shares of the picture) in a frame nothing outside of it lies over.
+  window.bluelm.open = (el, at, boxes) => touching(() => boxes.map(([l, t, r, b]) => {
+    const {left, top, width, height} = at ?? alone();
+    return uncovered(el, {left: l * width - left, top: t * height - top, right: r * width - left, bottom: b * height - top});
+  }));
+
+  // {elements, above, below, height, title, language}: above and below are [role, name] of what scrolling would show. In a frame
+  // `at` says where it is; null if it is drawn smaller, larger or turned.
+  window.bluelm.elements = (at) => touching(() => {
+    if (at && (Math.abs(at.size[0] - innerWidth) > 1 || Math.abs(at.size[1] - innerHeight) > 1)) return null;
+    const place = at ?? alone(), screen = place.screen, found = [], targets = [], above = [], below = [], owners = new Map(), parting = [];
     const insideOwner = (el) => {
       for (let up = parent(el); up; up = parent(up)) if (owners.has(up) && owners.get(up) !== 'title') return true;
       return false;
     };
-    const screen = {left: 0, top: 0, right: innerWidth, bottom: innerHeight};
-    const frame = (r) => [r.left / innerWidth, r.top / innerHeight, r.right / innerWidth, r.bottom / innerHeight];
 
     const add = (el, whole, facts, target) => {
       const inside = clipped(el, whole), rect = meet(inside, screen), name = facts.label ?? facts.text;
@@ -136,7 +168,7 @@
         if (inside.top >= innerHeight) below.push([facts.role, name]);
       }
       if (rect.right - rect.left < LEAST || rect.bottom - rect.top < LEAST || area(rect) < 0.5 * area(whole) || !uncovered(el, rect)) return;
-      found.push({...facts, box: frame(rect), ...(area(rect) < 0.98 * area(whole) ? {cut: true} : {})});
+      found.push({...facts, box: share(rect, place), ...(area(rect) < 0.98 * area(whole) ? {cut: true} : {})});
       targets.push(facts.text ? target : {nodes: [], controls: []});
     };
 
@@ -145,9 +177,9 @@
       if (!kind || !TOUCHED.has(kind) && insideOwner(el)) continue;
       const drawn = body(el);
       if (!shown(drawn)) continue;
-      const target = window.bluelm.target(drawn), text = written(el, kind) ?? textOf(target.nodes);
+      const target = window.bluelm.target(drawn), text = written(el, kind) ?? (el.nodeName === 'svg' ? '' : textOf(target.nodes));
       if (kind === 'title' && !text) continue;
-      owners.set(el, kind).set(drawn, kind);
+      if (el.nodeName !== 'svg') owners.set(el, kind).set(drawn, kind);  // the words of a drawing stand for themselves
       if (kind !== 'link') parting.push(el);
       const name = clean(el.computedName ?? ''), held = value(el, kind);
       const boxes = kind === 'title' ? target.nodes.flatMap(window.bluelm.rects) : [drawn.getBoundingClientRect()];
@@ -182,8 +214,7 @@
         add(home, rectOf(nodes.flatMap(window.bluelm.rects)), {role: 'text', text, color: '', state: ''}, {nodes, controls: []});
       }
     }
-    document.adoptedStyleSheets = document.adoptedStyleSheets.filter((s) => s !== free);
     window.bluelm.targets = targets;
     return {elements: found, above: above.slice(-20), below: below.slice(0, 20), height: document.documentElement.scrollHeight, title: clean(document.title), language: document.documentElement.lang};
-  };
+  });
 }

@@ -3,7 +3,8 @@
 window.bluelm = {targets: []};
 
 {
-  const SILENT = new Set(['SCRIPT', 'STYLE', 'NOSCRIPT', 'TEMPLATE', 'SELECT', 'TEXTAREA', 'OPTION', 'svg', 'IFRAME', 'OBJECT', 'VIDEO', 'AUDIO', 'CANVAS']);
+  const SILENT = new Set(['SCRIPT', 'STYLE', 'NOSCRIPT', 'TEMPLATE', 'SELECT', 'TEXTAREA', 'OPTION', 'IFRAME', 'OBJECT', 'VIDEO', 'AUDIO', 'CANVAS',
+    'defs', 'symbol', 'clipPath', 'mask', 'pattern', 'marker']);  // what SVG keeps to be drawn elsewhere
   const inner = (el) => (el.shadowRoot ?? el).childNodes;
 
   // Text nodes under an element in document order, through open shadow roots; only those that are drawn.
@@ -33,6 +34,7 @@ window.bluelm = {targets: []};
   // Important rules of a layer win over the page's own; inside the layer the more special one does.
   const RULES = `@layer bluelm {
     *, ::before, ::after, ::placeholder, ::marker { -webkit-text-fill-color: transparent !important; text-shadow: none !important; }
+    :is(text, text *):not([data-bluelm-shown]) { fill: transparent !important; stroke: transparent !important; }  /* of SVG, which highlights do not paint */
     [data-bluelm-shown], [data-bluelm-shown]::placeholder { -webkit-text-fill-color: currentcolor !important; }
   }
   ::highlight(bluelm) { -webkit-text-fill-color: currentcolor; }`;
@@ -62,6 +64,7 @@ window.bluelm = {targets: []};
         const range = new Range();
         range.selectNodeContents(node);
         highlight.add(range);
+        if (node.parentElement instanceof SVGElement) node.parentElement.setAttribute('data-bluelm-shown', '');
       }
       for (const control of controls) control.setAttribute('data-bluelm-shown', '');
     }
