@@ -1,5 +1,7 @@
 """The miniature's train step with nothing watched, with a look every 10 steps and with one at every step, on the same cores, in one run.
 
+Seconds of the processors are told beside those of the clock, which other work on the machine stretches.
+
   python -m tests.bench.watch [rounds]     # prints a markdown table
 """
 
@@ -52,29 +54,29 @@ def runner(name, every):
 
 
 def measure(name, rounds):
-  """{every: (seconds a step, of every round), ...} and the compile times; the kinds take turns, the first round warms up."""
+  """{every: [(seconds a step, the same of the processors), of every round]} and the compile times; the kinds take turns, the first round warms up."""
   runners = {every: runner(name, every) for every in KINDS}
   took = {every: [] for every in KINDS}
   for i in range(rounds + 1):
     for every in KINDS[:: 1 if i % 2 else -1]:
-      started = time.perf_counter()
+      started = time.perf_counter(), time.process_time()
       runners[every][0]()
       if i:
-        took[every].append((time.perf_counter() - started) / STEPS)
+        took[every].append(((time.perf_counter() - started[0]) / STEPS, (time.process_time() - started[1]) / STEPS))
   return took, {every: compiled for every, (_, compiled) in runners.items()}
 
 
 def main():
   rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
   print(f"{machine.line()}, float32; {rounds} interleaved rounds of {STEPS} steps\n")
-  print("| stage | watched | ms a step (quartiles) | more than without, of pairs (quartiles) | compiling, s |\n|---|---|---|---|---|")
+  print("| stage | watched | ms a step (quartiles) | of the processors | more than without, of pairs (quartiles) | of the processors | compiling, s |\n|---|---|---|---|---|---|---|")
   for name in ("text", "joint"):
     took, compiled = measure(name, rounds)
+    never = np.array(took[0])
     for every in KINDS:
-      low, middle, high = np.quantile(took[every], (0.25, 0.5, 0.75)) * 1e3
-      more = "{1:+.1%} ({0:+.1%} to {2:+.1%})".format(*np.quantile(np.divide(took[every], took[0]) - 1, (0.25, 0.5, 0.75)))
-      kind = f"every {every}" if every else "never"
-      print(f"| {name} | {kind} | {middle:.1f} ({low:.1f}-{high:.1f}) | {more if every else ''} | {compiled[every]:.1f} |", flush=True)
+      steps = ["{1:.1f} ({0:.1f}-{2:.1f})".format(*q) for q in np.quantile(np.array(took[every]) * 1e3, (0.25, 0.5, 0.75), axis=0).T]
+      more = ["{1:+.1%} ({0:+.1%} to {2:+.1%})".format(*q) if every else "" for q in np.quantile(np.array(took[every]) / never - 1, (0.25, 0.5, 0.75), axis=0).T]
+      print(f"| {name} | {f'every {every}' if every else 'never'} | {' | '.join(steps + more)} | {compiled[every]:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
