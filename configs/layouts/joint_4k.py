@@ -16,7 +16,7 @@ from bluelm_jax.training import defaults
 LAYOUTS = {
     "v5e_256": dict(topology="v5e:16x16", rows=256, remat="full", mesh=dict(data=16, fsdp=16)),
     "v5p_256": dict(topology="v5p:4x8x8", rows=512, remat="dots_no_batch", mesh=dict(data=16, fsdp=16)),
-    "h100_1": dict(topology="h100:1", rows=2, remat="dots_no_batch", mesh=dict(fsdp=1)),
+    "h100_1": dict(topology="h100:1", rows=2, remat="full", mesh=dict(fsdp=1)),  # beside the sums of gradients more would not fit
     **{f"h100_{n}": dict(topology=f"h100:{n}", rows=4 * n, remat="dots_no_batch", mesh=dict(data=n // 8, fsdp=8)) for n in (8, 16, 32, 64)},
 }
 
