@@ -99,6 +99,23 @@ def look(c: ml_collections.ConfigDict, evaluate: int, watch: int = 100) -> None:
     fill(c.evaluate.sources, **{name: dict(kind=s.kind, share=1.0, path=s.path.replace("data/", "data/held-out/", 1))})
 
 
+def regroup(c: ml_collections.ConfigDict, rows: int) -> None:
+  """So many rows at a time, and as many batches more or fewer to a step: what an update is made of, and when shares change, stays.
+
+  Raises:
+    ValueError: a step has no whole number of such batches.
+  """
+  before = c.data.rows
+  if any(count * before % rows for _, count in c.data.accumulate):
+    raise ValueError(f"data.rows {rows} does not divide the {before} rows of a batch times data.accumulate {c.data.accumulate}; use a divisor")
+  c.data.accumulate = tuple((step, count * before // rows) for step, count in c.data.accumulate)
+  for s in c.data.sources.values():
+    if not isinstance(s.share, (int, float)):  # its knots count batches
+      s.share = tuple((batch * before // rows, value) for batch, value in s.share)
+  c.evaluate.batches = max(c.evaluate.batches * before // rows, 1)
+  c.data.rows = rows
+
+
 def load(spec) -> ml_collections.ConfigDict:
   """The config of "path/to/file.py[:argument]"."""
   path, _, argument = str(spec).partition(":")

@@ -26,6 +26,7 @@ from bluelm_jax.training import stage
 from bluelm_jax.training import state as state_lib
 from bluelm_jax.training import store
 from bluelm_jax.training import teacher as teacher_lib
+from bluelm_jax.training import together
 from bluelm_jax.training.metrics import Metrics
 
 _UNUSED = ("init_vision", "trainable", "optimizer", "schedule", "distill.share", "export_every", "keep", "keep_every", "evaluate", "watch", "spikes")
@@ -85,6 +86,7 @@ def run(config, workdir, life: supervise.Life) -> None:
     batches.set_state(data_state["data"])
   with jax.set_mesh(mesh), preemption.notice() as asked:
     _store(config, jit_top(config, teacher, mesh), params, batches, spec, mesh, workdir, first, life, asked)
+  together.first_says(config.steps)  # a student that begins at once finds all processes' files
   life.beat(0)
 
 

@@ -4,12 +4,14 @@ What a plain layout gives depends on the slice: on some, gathers come out as syn
 and gradients. `sharding.rules.gathered` and `sharding.chips` are there so that none does.
 """
 
+import dataclasses
 import math
 import os
 
 import jax
 import pytest
 
+from bluelm_jax.models import presets
 from bluelm_jax.training import defaults
 from bluelm_jax.training import memory
 from bluelm_jax.training.precompile import compile as compile_lib
@@ -33,6 +35,7 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_memory_foretold(nam
   config = defaults.load(f"{machine.ROOT}/configs/layouts/joint_4k.py:v5e_256")
   config.mesh.update(SLICES[name])
   config.data.rows, config.data.tile_slots = len(devices), tiles
+  config.data.accumulate, config.watch.every = ((0, 1),), 0  # one program, of a batch and its update
   compiled = compile_lib.compile_stage(config, devices)
   peak = compiled.program.memory_analysis().peak_memory_in_bytes
   assert memory.budget(config, compiled.described.mesh).total == pytest.approx(peak, rel=0.15)
@@ -47,3 +50,21 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_memory_foretold(nam
     layer = math.prod(x.shape[1:] if "layers" in path else x.shape)
     whole |= {n * size for n in (layer, math.prod(x.shape)) for size in (2, 4) if layer >= 2**20}
   assert not [c for c in found if c.kind == "all-reduce" and c.size in whole], hlo.table(found, 2**20)
+
+
+def test_the_output_table_is_gathered_once(monkeypatch):
+  """Left to itself, a compiler gathers each chunk of it again for the logits, their recomputation and the gradients."""
+  try:
+    devices = topology.devices("h100:8")
+  except ValueError as missing:
+    pytest.skip(str(missing))
+  whole = presets.bluelm_2_5_3b()
+  shallow = dataclasses.replace(whole, decoder=dataclasses.replace(whole.decoder, num_layers=1))  # compiles in less time
+  monkeypatch.setitem(presets.PRESETS, "bluelm_2_5_3b", lambda: shallow)
+  config = defaults.load(f"{machine.ROOT}/configs/layouts/joint_4k.py:h100_8")
+  config.data.rows, config.data.length, config.data.tile_slots = len(devices), 512, 0
+  config.data.accumulate, config.watch.every, config.execution.remat = ((0, 1),), 0, "full"
+  found = hlo.collectives(compile_lib.compile_stage(config, devices).program.as_text())
+  table = 2 * shallow.decoder.vocab_size * shallow.decoder.embed_dim  # bfloat16
+  gathers = [c for c in found if c.kind == "all-gather" and c.size in (table, table // config.loss_chunks)]
+  assert sum(c.size * c.trips for c in gathers) == table, hlo.table(found, 2**20)

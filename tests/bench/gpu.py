@@ -172,6 +172,10 @@ def step_table():
     config = defaults.load(f"{machine.ROOT}/configs/{path}")
     if config.name == "joint_4k_h100_1":  # the step from which sharding/chips.py takes the GPUs' share of products
       config.data.rows, config.data.tile_slots, config.execution.remat = 4, 40, "full"
+      config.data.accumulate, config.loss_chunks, config.watch.every = ((0, 1),), 1, 0
+      own = defaults.load(f"{machine.ROOT}/configs/stages/joint.py:miniature").data.sources  # the layout's data are not here
+      config.data.sources = {}
+      defaults.fill(config.data.sources, screens={**own.screens, "share": 0.6}, prose={**own.prose, "share": 0.4, "window": 4096})
     took, tokens, total, vision = step(config, rounds)
     kind = jax.devices()[0].device_kind
     share = lambda flop: f"{100 * flop / took / chips.chip(kind).flops:.1f} %" if kind in chips.CHIPS else "?"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,7 @@ from bluelm_jax.models import serialize
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import defaults
 from bluelm_jax.training import recipe
+from bluelm_jax.training import record
 from bluelm_jax.training import stage
 from bluelm_jax.training import teaching
 from bluelm_jax.training.precompile import compile as compile_lib
@@ -76,9 +78,13 @@ def trace(config, devices, lower=False):
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   if d.sums is not None:
     assert shapes(traced.out_info) == shapes(d.sums)
-    return
-  after, metrics = traced.out_info
+    with jax.set_mesh(d.mesh):
+      after, sums, metrics = d.update.trace(d.state, d.sums).out_info
+    assert shapes(sums) == shapes(d.sums)
+  else:
+    after, metrics = traced.out_info
   assert shapes(after) == shapes(d.state) and metrics["loss"].shape == ()
+  assert any(name.startswith("gradient_norm/") for name in metrics.get("watch", ())) == bool(config.watch.every)
 
 
 @pytest.mark.parametrize("name,size", [s for s in STAGES if s[0] not in ("prune", "teach")])
@@ -114,6 +120,28 @@ def test_teaching_lowers_at_true_size(size):
 @pytest.mark.parametrize("name,layout", LAYOUTS)
 def test_layout_golden(name, layout):
   check(f"layout-{name}-{layout}", defaults.load(f"{ROOT}/configs/layouts/{name}.py:{layout}").to_dict())
+
+
+@pytest.mark.parametrize("name,layout", LAYOUTS)
+def test_a_layout_trains_as_its_stage_does(name, layout):
+  """All but where things lie: as many rows an update, shares that change at the same rows, as many tiles a row."""
+  stage_of = {"joint_4k": "joint.py:bluelm_2_5_3b", "long_32k": "decay.py:bluelm_2_5_3b_32k"}[name]
+  found, expected = (defaults.load(f"{ROOT}/configs/{path}") for path in (f"layouts/{name}.py:{layout}", f"stages/{stage_of}"))
+  in_rows = lambda c, knots: [(batch * c.data.rows, value) for batch, value in knots]
+  of_rows = lambda c: (
+      [(step, count * c.data.rows) for step, count in c.data.accumulate], c.evaluate.batches * c.data.rows,
+      c.data.tile_slots * c.mesh.data * c.mesh.fsdp / c.data.rows,
+      {n: s.share if isinstance(s.share, float) else in_rows(c, s.share) for n, s in c.data.sources.items()})
+  assert of_rows(found) == of_rows(expected)
+  laid_out = ("name", "mesh.", "execution.remat", "data.rows", "data.tile_slots", "data.accumulate", "evaluate.batches")
+  rest = lambda c: {k: v for k, v in record.flat(c.to_dict()).items() if not k.startswith(laid_out) and not re.fullmatch(r"data\.sources\..*\.share", k)}
+  assert rest(found) == rest(expected) and found.watch.every
+
+
+def test_rows_that_make_no_whole_batches_are_refused():
+  config = defaults.load(f"{ROOT}/configs/stages/joint.py:bluelm_2_5_3b")
+  with pytest.raises(ValueError, match="data.rows 384 does not divide the 512 rows of a batch times data.accumulate"):
+    defaults.regroup(config, 384)
 
 
 @pytest.mark.parametrize("name,layout", LAYOUTS)

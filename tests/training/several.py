@@ -63,9 +63,9 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def launch(*jobs: dict, processes: int = 2) -> list[subprocess.Popen]:
+def launch(*jobs: dict, processes: int = 2, module: str = "tests.training.several") -> list[subprocess.Popen]:
   jobs = json.dumps([{**job, "workdir": str(job["workdir"])} for job in jobs])
-  command = [sys.executable, "-m", "tests.training.several", f"--processes={processes}", f"--port={free_port()}", f"--jobs={jobs}"]
+  command = [sys.executable, "-m", module, f"--processes={processes}", f"--port={free_port()}", f"--jobs={jobs}"]
   return [
       subprocess.Popen([*command, f"--index={i}"], cwd=doors.ROOT, env=doors.ENVIRONMENT, stderr=subprocess.PIPE, text=True)
       for i in range(processes)]

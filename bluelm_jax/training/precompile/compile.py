@@ -29,7 +29,8 @@ class Described(NamedTuple):
     step: jitted; call or trace it with `arguments`, and `mesh` in context.
     state, batch: ShapeDtypeStructs with shardings.
     teacher: likewise, its parameters; None where a stage does not distil.
-    sums: likewise of the gradients, where a stage adds up those of several batches: `step` adds one, which takes the most memory.
+    sums: likewise of the gradients, where a stage adds up those of several batches: `step` adds one.
+    update: jitted, where it does; makes an update of the state and the sums, and looks at norms where the stage watches them.
   """
 
   step: Callable
@@ -39,6 +40,7 @@ class Described(NamedTuple):
   mesh: jax.sharding.Mesh
   teacher: Any
   sums: accumulate.Sums | None
+  update: Callable | None
 
   @property
   def arguments(self):
@@ -46,9 +48,10 @@ class Described(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """jax's compiled program of a described step, and the seconds it took to trace, lower and compile."""
+  """jax's compiled programs of a described step, of `update` where there is one, and the seconds it took to trace, lower and compile."""
 
   program: jax.stages.Compiled
+  update: jax.stages.Compiled | None
   described: Described
   seconds: float
 
@@ -68,14 +71,14 @@ def describe(config, devices) -> Described:
     batch = batch._replace(teacher=abstract_top(config, model.config, rules.batch_sharding(mesh)))
   teacher = teacher_lib.abstract(config, model.config, mesh)
   if accumulate.most(config.data.accumulate) == 1:
-    return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, teacher, None)
+    return Described(stage.jit_step(config, model, tx, shardings), state, batch, spec, mesh, teacher, None, None)
   pieces = stage.gradient_shardings(config, model, tx, mesh)
   programs = accumulate.programs(config, model, tx, shardings, pieces)
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(programs.start, state, batch, teacher)
   replicated = jax.tree.map(lambda _: rules.replicated(mesh), shapes)
   sums = jax.tree.map(place, shapes, replicated._replace(gradients=pieces))
-  return Described(programs.add, state, batch, spec, mesh, teacher, sums)
+  return Described(programs.add, state, batch, spec, mesh, teacher, sums, programs.apply)
 
 
 def compile_stage(config, devices) -> Compiled:
@@ -88,7 +91,8 @@ def compile_stage(config, devices) -> Compiled:
   start = time.perf_counter()
   with jax.set_mesh(d.mesh):
     program = d.step.lower(*d.arguments).compile()
-  return Compiled(program, d, time.perf_counter() - start)
+    update = d.update and d.update.lower(d.state, d.sums).compile()
+  return Compiled(program, update, d, time.perf_counter() - start)
 
 
 def abstract_top(config, model_config, sharding=None) -> Top:

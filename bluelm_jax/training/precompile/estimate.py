@@ -125,6 +125,8 @@ def memory(compiled: Compiled, chip: Chip) -> Memory:
   batch = size(compiled.described.batch)
   arguments = found.argument_size_in_bytes
   peak = max(found.peak_memory_in_bytes, arguments)
+  if compiled.update:
+    peak = max(peak, compiled.update.memory_analysis().peak_memory_in_bytes)
   gradients = size(compiled.described.sums)  # of the batches before, where a stage adds up
   return Memory(params, size(compiled.described.state.opt_state), batch, peak - arguments + gradients, peak, chip.memory)
 
