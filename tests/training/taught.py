@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import os
-import time
 
 from absl import flags
 import numpy as np
@@ -59,7 +58,6 @@ def main(argv):
   import jax
 
   from bluelm_jax.training import stage
-  from bluelm_jax.training import store
 
   jax.config.update("jax_num_cpu_devices", 2)
   given = flags.FLAGS
@@ -67,8 +65,6 @@ def main(argv):
   process.join_others()
   add_preset()
   programs.remember_all(setattr)
-  if given.index:  # the second has a slow disk
-    store.save = lambda *arguments, save=store.save: (time.sleep(1), save(*arguments))
   for job in json.loads(given.jobs):
     workdir = job.pop("workdir")
     stage.run(config(**job), workdir)
