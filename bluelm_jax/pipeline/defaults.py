@@ -87,7 +87,7 @@ def reasoning() -> ml_collections.ConfigDict:
   g.extra = ml_collections.ConfigDict()  # further fields of a request, e.g. top_p, seed, chat_template_kwargs
   r.rewrite = ()  # of REWRITINGS; of users' questions alone
   r.samples = 8  # paths a question
-  r.check_seconds = 5.0  # after which math-verify or a scorer is killed
+  r.check_seconds = 5.0  # after which math-verify, a scorer or a run of a program is killed
   r.agreement = 0.6  # share of the paths whose answers must be one for a majority
   r.pass_rate = (0.0, 1.0)  # questions with a lower or higher share of right paths are left out
   r.thought_tokens = (8, 16384)  # shorter and longer thoughts are left out
