@@ -26,7 +26,7 @@ def passes(code, tests=ASSERTS, seconds=10.0):
   return execute.passes(code, tests, seconds)
 
 
-@pytest.mark.parametrize("code", [ADD, "if __name__ == '__main__':\n  raise SystemExit\n" + ADD, "import dataclasses\n@dataclasses.dataclass\nclass P:\n  x: int\n" + ADD])
+@pytest.mark.parametrize("code", [ADD, "if __name__ == '__main__':\n  raise SystemExit\n" + ADD, ADD + "import pickle\npickle.dumps(add)"])
 def test_a_right_program_passes(code):
   assert passes(code)
 
@@ -53,7 +53,7 @@ def test_an_endless_program_is_killed(code):
 
 
 def test_memory_and_output_are_limited():
-  assert not passes("x = bytearray(3 << 30)\n" + ADD) and passes("x = bytearray(1 << 20)\n" + ADD)
+  assert not passes("x = bytearray(5 << 28)\n" + ADD) and passes("x = bytearray(1 << 20)\n" + ADD)
   loud = "while True: print('x' * 10**6)"
   start = time.monotonic()
   assert not passes(loud, PAIRS, 20.0) and time.monotonic() - start < 15  # its file is full before its time is up
