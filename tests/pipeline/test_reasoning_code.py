@@ -1,6 +1,8 @@
 """Programs as answers: which pass their tests, and what a program cannot do to pass or to stay."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -61,13 +63,21 @@ def test_memory_and_output_are_limited():
   assert ended and len(printed) <= execute._FILE
 
 
-def test_processes_and_open_files_are_limited():
+@pytest.fixture(scope="module")
+def namespaces():
+  """Skips where Linux lets nobody make user namespaces."""
+  ask = "import ctypes; raise SystemExit(ctypes.CDLL(None).unshare(0x10000000 | 0x40000000) != 0)"
+  if sys.platform != "linux" or subprocess.run([sys.executable, "-c", ask]).returncode:
+    pytest.skip("no user namespaces here")
+
+
+def test_processes_are_limited(namespaces):
   """A small bomb: it makes twice the processes that it may, if it may, and they sleep."""
   bomb = f"import os, time\nfor _ in range({2 * execute._PROCESSES}):\n  if os.fork() == 0:\n    time.sleep(2); os._exit(0)\n" + ADD
-  limits = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NPROC)[0])"
-  if not passes(limits, {"inputs": [""], "outputs": [str(execute._PROCESSES)]}):
-    pytest.skip("no user namespaces here: the number of processes is not limited")
   assert not passes(bomb) and passes(bomb.replace(f"range({2 * execute._PROCESSES})", "range(2)"))
+
+
+def test_open_files_are_limited():
   assert not passes("files = [open('/dev/null') for _ in range(70)]\n" + ADD)
 
 
@@ -97,10 +107,9 @@ def test_a_program_sees_no_variable_of_ours_and_stands_in_an_empty_folder(monkey
   assert printed.startswith(b"/") and not os.path.exists(printed.decode().strip())
 
 
-def test_a_program_has_no_network_where_linux_lets_us():
+def test_a_program_has_no_network(namespaces):
   _, ended, printed = execute._run("import os; print(os.readlink('/proc/self/ns/net'))", None, "", b"", 10.0)
-  if ended == 0 and printed.decode().strip() == os.readlink("/proc/self/ns/net"):
-    pytest.skip("no user namespaces here")
+  assert ended == 0 and printed.decode().strip() != os.readlink("/proc/self/ns/net")
   reach = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.connect(('192.0.2.1', 9))\n" + ADD  # sends nothing
   assert not passes(reach) and passes("import socket\nsocket.socket()\n" + ADD)
 
@@ -130,7 +139,7 @@ def test_a_question_brings_tests():
 
 @pytest.mark.parametrize("row, reason", [
     (dict(check="code"), "no majority"), (dict(tests=ASSERTS, check="number", answer="1"), "tests, which are for check code"), (dict(tests="assert ("), "no Python"), (dict(tests=""), "assert and call nothing"),
-    (dict(tests="def check(f):\n  assert f(1)"), "assert and call nothing"), (dict(tests={"inputs": ["1"], "outputs": []}), "as many"), (dict(tests={**PAIRS, "fn_name": "f"}), "no other key"),
+    (dict(tests="def check(f):\n  assert f(1)"), "assert and call nothing"), (dict(tests={"inputs": ["1"], "outputs": []}), "as many"), (dict(tests={"inputs": ["1"], "outputs": ["1", "2"]}), "as many"), (dict(tests={**PAIRS, "fn_name": "f"}), "no other key"),
     (dict(tests=3), "are a int"), (dict(tests=ASSERTS, seconds=0), "seconds 0")])
 def test_tests_that_cannot_be_are_refused(row, reason):
   with pytest.raises(ValueError, match=reason):
@@ -143,6 +152,7 @@ def test_programs_that_pass_are_kept_and_counted_as_code():
   asked = question("请编写函数 add(a, b)，返回两数之和。", tests=ASSERTS)
   asked.meta["domain"] = "code"
   wordy = "def add(first_number_given, second_number_given):\n  total_of_both_numbers = first_number_given + second_number_given\n  return total_of_both_numbers\n"
+  wordy += "".join(f"# {a}{b} plus {b}{a}\n" for a in ("one", "two", "four", "five", "nine") for b in ("apple", "pear", "plum", "peach", "grape", "melon"))  # more words than the prose has
   texts = [f"程序如下，它把两个数相加。\n```python\n{p}```" for p in (ADD, ADD.replace("+", "*"), wordy)] + ["没有程序，答案是 \\boxed{7}。"]
   given = [{"text": t, "thought": f"先把两个数加起来，再返回结果，第{i}种写法是这样的。", "finish": "stop"} for i, t in enumerate(texts)]
   kept, kinds, removed = judge.judge([asked], [given], c, decontaminate.tables([]))

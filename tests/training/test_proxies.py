@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 pytest.importorskip("apache_beam")
@@ -67,28 +68,42 @@ def test_ended_in_a_run_it_goes_on_to_the_same_losses(data, whole, tmp_path, mon
 
   def dying(c, workdir, life=None):
     began.append(workdir.name)
-    if len(began) == 3:
+    if len(began) == 1:
       real(c, workdir, stop_after=2)
       raise KeyboardInterrupt
     real(c, workdir, life=life)
 
   monkeypatch.setattr(stage, "run", dying)
+  output.write_text(json.dumps(whole[0][:2]))
   with pytest.raises(KeyboardInterrupt):
     proxies.run(config(), str(data[1]), str(output))
   assert len(json.loads(output.read_text())) == 2 and (tmp_path / "runs-002" / "checkpoints" / "2").is_dir()
   assert proxies.run(config(), str(data[1]), str(output)) == whole[0]
-  assert began == ["runs-000", "runs-001", "runs-002", "runs-002", "runs-003"] and list(tmp_path.iterdir()) == [output]
-  more = proxies.run(config(runs=5), str(data[1]), str(output))
-  assert more[:4] == whole[0] and len(more) == 5 and began[5:] == ["runs-004"]
+  assert began == ["runs-002", "runs-002", "runs-003"] and list(tmp_path.iterdir()) == [output]
+
+
+def test_more_runs_leave_those_that_were_made():
+  few, many = ([proxies.shares(np.array([0.2, 0.8]), 0, i, 4.0).tolist() for i in range(n)] for n in (3, 5))
+  assert many[:3] == few and len(set(map(tuple, many))) == 5
+  drawn = np.array([proxies.shares(np.array([0.2, 0.8]), 0, i, 4.0) for i in range(500)])
+  assert abs(drawn[:, 0].mean() - 0.2) < 0.03 and drawn.min() >= 0.9 * proxies._LEAST
 
 
 def test_targets_weigh_the_losses_and_need_no_other_group(data, tmp_path):
-  c = config(runs=4)
-  c.stage.steps = 1
+  c = config(**{"stage.steps": 3})
+  with c.unlocked():
+    c.targets = {"zh": 3, "en": 1}
+  weights = proxies._weights(c, ["en", "zh"])
+  (tmp_path / "evaluation.jsonl").write_text(json.dumps({"step": 3, "loss/group_000": 2.0, "loss/group_001": 4.0}) + "\n")
+  assert proxies._losses(tmp_path, c, ["en", "zh"], weights) == {"loss": 3.5, "losses": {"en": 2.0, "zh": 4.0}}
   with c.unlocked():
     c.targets = {"zh": 2}
-  found = proxies.run(c, str(data[1]), str(tmp_path / "runs.json"))
-  assert all(list(r["losses"]) == ["zh"] and r["loss"] == r["losses"]["zh"] and set(r["shares"]) == {"zh", "en"} for r in found)
+  assert proxies._weights(c, ["en", "zh"]) == {"zh": 1.0}
+  found = proxies._stage(c, str(data[1]), ["en", "zh"], {"zh": 1.0}, np.array([0.25, 0.75]), 0)
+  assert [(n, s.share) for n, s in found.data.sources.items()] == [("group_000", 0.25), ("group_001", 0.75)] and list(found.evaluate.sources) == ["group_001"]
+  (tmp_path / "evaluation.jsonl").write_text(json.dumps({"step": 3, "loss/group_000": 2.0}) + "\n")
+  with pytest.raises(ValueError, match="no held-out token of group 'zh'"):
+    proxies._losses(tmp_path, c, ["en", "zh"], {"zh": 1.0})
 
 
 def test_prepare_fits_the_mixture_to_a_file_of_runs(data, whole, tmp_path):
