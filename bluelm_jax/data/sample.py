@@ -8,6 +8,11 @@ import msgpack
 PACKING = "packing.json"  # beside shards: shard -> rows of a fixed length, each the list of the records that share it
 
 
+def group_name(group: str) -> str:
+  """How shards call a group of the mixture: GROUP-train-*.array_record and GROUP-test-*."""
+  return "".join(c if c.isalnum() or c in "-_." else "_" for c in group)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
   """A document (`text`) or a conversation (`messages`), with its images.

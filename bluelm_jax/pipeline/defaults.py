@@ -3,6 +3,7 @@
 import os
 
 import ml_collections
+from ml_collections import config_dict
 
 from bluelm_jax.pipeline.gui import checks
 from bluelm_jax.pipeline.ingest import read
@@ -57,7 +58,8 @@ def dataset() -> ml_collections.ConfigDict:
   c.mixture.temperature = 2.0
   c.mixture.max_epochs = 4.0  # unimax; 4 is nearly as good as fresh data (Muennighoff et al. 2023)
   c.mixture.tokens = 0  # tokens of the run that will use the data; more of a group are left out. 0 keeps all
-  c.mixture.runs = ()  # fitted: {"shares": {group: share}, "loss": loss} of proxy runs
+  # fitted: {"shares": {group: share}, "loss": loss} of proxy runs, or the runs.json that python -m bluelm_jax.proxies made of them
+  c.mixture.runs = config_dict.FieldReference((), field_type=object)
   c.max_bytes = 0  # longer documents are cut at ends of paragraphs; 0 cuts none; with join, only those longer than its samples
   c.join = ml_collections.ConfigDict()  # see join.py
   c.join.tokens = 0  # of the longest sample joined from documents of one repository or book, in their order; 0 joins none
@@ -87,7 +89,7 @@ def reasoning() -> ml_collections.ConfigDict:
   g.extra = ml_collections.ConfigDict()  # further fields of a request, e.g. top_p, seed, chat_template_kwargs
   r.rewrite = ()  # of REWRITINGS; of users' questions alone
   r.samples = 8  # paths a question
-  r.check_seconds = 5.0  # after which math-verify or a scorer is killed
+  r.check_seconds = 5.0  # after which math-verify, a scorer or a run of a program is killed
   r.agreement = 0.6  # share of the paths whose answers must be one for a majority
   r.pass_rate = (0.0, 1.0)  # questions with a lower or higher share of right paths are left out
   r.thought_tokens = (8, 16384)  # shorter and longer thoughts are left out

@@ -4,6 +4,8 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
+from bluelm_jax.pipeline import files
+
 _CANDIDATES = 20_000  # mixtures among which the fitted rule takes the best
 _AVERAGED = 100  # and averages the best, as RegMix does: one best is noise's favourite
 
@@ -32,6 +34,21 @@ def unimax(tokens: Mapping[str, float], budget: float, max_epochs: float) -> dic
     given[name] = min(left / (len(tokens) - done), tokens[name] * max_epochs)
     left -= given[name]
   return {name: given[name] / sum(given.values()) for name in tokens}
+
+
+def proxy_runs(given: str | Sequence[Mapping]) -> list[dict]:
+  """The runs that a config names: a list of them, or a file that holds one; of each what the fit needs.
+
+  Raises:
+    ValueError: there is no such file, or it holds no list of runs.
+  """
+  try:
+    runs = files.read_json(given) if isinstance(given, str) else given
+    return [{"shares": dict(run["shares"]), "loss": run["loss"]} for run in runs]
+  except OSError as e:
+    raise ValueError(f"mixture.runs is {given!r}, which cannot be read; give the runs.json of python -m bluelm_jax.proxies, or a list of runs") from e
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError('mixture.runs is no list of runs, each like {"shares": {"zh": 0.5, "en": 0.5}, "loss": 2.1}; mend it') from e
 
 
 def fitted(groups: Sequence[str], runs: Sequence[Mapping], tokens: Mapping[str, float], seed: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from bluelm_jax.pipeline import decontaminate
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import evaluation
 from bluelm_jax.pipeline import files
+from bluelm_jax.pipeline import mixture
 from bluelm_jax.pipeline import remember
 from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import shards
@@ -45,6 +46,8 @@ def run(config, output: str, beam_options: Sequence[str] = ()) -> dict[str, Any]
   """
   defaults.check(config)
   c = config.to_dict()
+  if c["mixture"]["rule"] == "fitted":
+    c["mixture"]["runs"] = mixture.proxy_runs(c["mixture"]["runs"])  # what a file says, not its name, is part of the key
   output = output.rstrip("/")
   blocks, folders = read.blocks(c["sources"], c["block_bytes"], pathlib.Path("sources" if "://" in output else f"{output}/sources"))
   exams = evaluation.read(c["decontaminate"])

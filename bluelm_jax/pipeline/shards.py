@@ -105,7 +105,7 @@ def _join(given: tuple[tuple[str, str], Iterable[list[tuple[bytes, str, bytes]]]
 
 
 def shard_name(group: str, split: str, index: int, count: int) -> str:
-  return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in group)}-{split}-{index:05d}-of-{count:05d}.array_record"
+  return f"{sample_lib.group_name(group)}-{split}-{index:05d}-of-{count:05d}.array_record"
 
 
 def _pieces(sample: sample_lib.Sample, max_bytes: int) -> Iterable[sample_lib.Sample]:

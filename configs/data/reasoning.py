@@ -5,7 +5,7 @@
   python -m bluelm_jax.prepare --config=configs/data/reasoning.py:MY_FOLDER --output=DIR --config.reasoning.generator.base_url=... --config.reasoning.generator.model=... --config.reasoning.generator.api_key_env=MY_KEY
 
 gym takes reasoning-gym's tasks (pip install -e '.[pipeline,reasoning]'); a folder holds .jsonl, .json or .parquet files of questions, whose fields
-bluelm_jax/pipeline/reasoning/questions.py lists. Killed or changed, a run asks for nothing twice: answers lie in DIR/answers.
+bluelm_jax/pipeline/reasoning/questions.py lists; those with tests ask for programs, which are run on the workers. Killed or changed, a run asks for nothing twice: answers lie in DIR/answers.
 In a stage's config, shards of short thoughts are for 3 epochs and of long ones for 9, as in the paper:
 
   short=dict(kind="conversations", path="DIR/short-train-*.array_record", epochs=3), long=dict(kind="conversations", path="DIR/long-train-*.array_record", epochs=9)

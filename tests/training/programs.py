@@ -40,7 +40,11 @@ def _remembering(make):
 
 def _key(argument):
   if isinstance(argument, ConfigDict):
-    return json.dumps({k: v for k, v in argument.to_dict().items() if k not in _NOT_COMPILED}, sort_keys=True)
+    kept = {k: v for k, v in argument.to_dict().items() if k not in _NOT_COMPILED}
+    for part in ("data", "evaluate"):  # a program knows how many sources there are, not what they hold
+      if "sources" in kept.get(part, ()):
+        kept[part]["sources"] = sorted(kept[part]["sources"])
+    return json.dumps(kept, sort_keys=True)
   if isinstance(argument, nn.Module):
     return repr(argument.config)
   return tuple(_leaf(x) for x in jax.tree.leaves(argument))

@@ -13,6 +13,7 @@ from bluelm_jax.pipeline import select
 from bluelm_jax.pipeline import tokens
 from bluelm_jax.pipeline.reasoning import choose
 from bluelm_jax.pipeline.reasoning import compare
+from bluelm_jax.pipeline.reasoning import execute
 from bluelm_jax.pipeline.reasoning import generator
 from bluelm_jax.pipeline.reasoning import prompts
 from bluelm_jax.pipeline.reasoning import replies
@@ -37,7 +38,7 @@ def judge(questions: Sequence[Sample], answers: Sequence[Sequence[Mapping[str, s
   """(the samples kept, counts by kind of question, removed: rule -> (count, examples)) of a block; `answers` are each question's replies."""
   r = config["reasoning"]
   check = verifier.shared(r["check_seconds"])
-  paths = [[replies.path(reply) for reply in some] for some in answers]
+  paths = [[replies.path(reply, q.meta["question"]["check"]) for reply in some] for q, some in zip(questions, answers)]
   form = iter(_form([(q, p) for q, some in zip(questions, paths) for p in some], config, evaluation))
   tokenizer = select.tokenizer(config["tokenizer"])
   kept, removed, kinds = [], collections.defaultdict(list), collections.defaultdict(_nothing)
@@ -67,10 +68,17 @@ def _form(pairs, config, evaluation) -> list[str]:
       size, (least, most) = len(tokenizer.encode(path.thought)), r["thought_tokens"]
       found = {
           "thought_short": rules.thought_short(size, least), "thought_long": rules.thought_long(size, most),
-          "language_other": rules.language_other(path, question.meta["language"]), "loop": looped, "contaminated": contaminated}
+          "language_other": rules.language_other(_prose(question, path), question.meta["language"]), "loop": looped, "contaminated": contaminated}
       broken = next((rule for rule, is_so in found.items() if is_so), "")
     result.append(broken)
   return result
+
+
+def _prose(question: Sample, path: replies.Path) -> replies.Path:
+  """Where programs are asked for, what is said beside them: their names are of no language."""
+  if question.meta["question"]["check"] != "code":
+    return path
+  return path._replace(thought=replies.prose(path.thought or ""), text=replies.prose(path.text))
 
 
 def _verdict(question: Sample, paths: Sequence[replies.Path], form: Sequence[str], r, check: verifier.Verifier) -> Verdict:
@@ -87,7 +95,7 @@ def _verdict(question: Sample, paths: Sequence[replies.Path], form: Sequence[str
       return Verdict([rule or outcome for rule in form], 0.0, outcome, "")
     label, right = winner if label is None else label, [i in voters for i in range(len(paths))]
   else:
-    verdicts = [_right(q, a, check) if a else False for a in answers]
+    verdicts = [_right(q, a, check, r["check_seconds"]) if a else False for a in answers]
     hung = {i for i, v in enumerate(verdicts) if v is None}
     right = [v is True for v in verdicts]
   rate = sum(right) / len(right)
@@ -99,8 +107,10 @@ def _verdict(question: Sample, paths: Sequence[replies.Path], form: Sequence[str
   return Verdict(broken, rate, outcome, label)
 
 
-def _right(q: Mapping[str, Any], answer: str, check: verifier.Verifier) -> bool | None:
-  """Whether an answer is right; None where the check took too long."""
+def _right(q: Mapping[str, Any], answer: str, check: verifier.Verifier, seconds: float) -> bool | None:
+  """Whether an answer is right; None where the check took too long. A program that takes too long is wrong."""
+  if q["check"] == "code":
+    return execute.passes(answer, q["tests"], q.get("seconds", seconds))
   if q["check"] != "gym":
     return _same(q, q["answer"], answer, check)
   try:

@@ -8,6 +8,13 @@ from bluelm_jax.data.sample import Sample
 INSTRUCTION = {
     "en": "Think first, then put the final answer, and nothing but it, into \\boxed{}.",
     "zh": "请先思考，再把最终答案（且仅有答案）写进 \\boxed{} 中。"}
+# Of check "code", where tests call what the question names; or where they give standard input.
+PROGRAM = {
+    "en": "Think first, then give the whole program, and nothing else, in one ```python code block.",
+    "zh": "请先思考，再把完整的程序（且仅有程序）写进一个 ```python 代码块中。"}
+PROGRAM_READS = {
+    "en": PROGRAM["en"][:-1] + "; it reads standard input and prints the answer.",
+    "zh": PROGRAM["zh"][:-1] + "，程序从标准输入读取数据，并打印答案。"}
 _REPLY = {
     "en": "Reply with the new question alone, between <question> and </question>.",
     "zh": "只回复新题目，放在 <question> 与 </question> 之间。"}
@@ -40,7 +47,9 @@ def with_text(question: Sample, text: str) -> Any:
 
 def asked(question: Sample) -> dict[str, Any]:
   """The user turn of a sample: the question, and how to answer."""
-  content, how = question.messages[0]["content"], _in(INSTRUCTION, question)
+  q = question.meta["question"]
+  how = INSTRUCTION if q["check"] != "code" else PROGRAM if isinstance(q["tests"], str) else PROGRAM_READS
+  content, how = question.messages[0]["content"], _in(how, question)
   return {"role": "user", "content": f"{content}\n{how}" if isinstance(content, str) else [*content, {"type": "text", "text": f"\n{how}"}]}
 
 

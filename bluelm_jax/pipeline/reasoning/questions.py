@@ -6,9 +6,15 @@
   answer     the reference, or None where a majority has to find it
   tolerance  of check "number", relative
   task       of check "gym": what makes the item again
+  tests      of check "code": what the program must pass; and seconds, where the record says how long it may take
 
-A record: {"question" or "problem": text, "answer"?, "options"?: [text, ...], "check"?, "tolerance"?, "image" or "images"?: paths or data:
-URLs}, and "<image>" marks where one stands, else they come first. Other fields are passed over.
+A record: {"question" or "problem": text, "answer"?, "options"?: [text, ...], "check"?, "tolerance"?, "tests"?, "seconds"?, "image" or
+"images"?: paths or data: URLs}, and "<image>" marks where one stands, else they come first. Other fields are passed over.
+
+A record with tests has check "code": the answer is the last block of Python in a reply, and is right if it passes all of them. They are
+Python asserts, as a text or a list of texts, or {"inputs": [text, ...], "outputs": [text, ...]}, what a program reads from standard
+input and what it must print, also as JSON. Each run is killed after `seconds`, else config.reasoning.check_seconds. The programs are run
+on the pipeline's workers, with limits that guard against accidents and not against attacks; see execute.py before you run a stranger's.
 """
 
 import re
@@ -19,8 +25,9 @@ from bluelm_jax.pipeline import language
 from bluelm_jax.pipeline.ingest import chat
 from bluelm_jax.pipeline.normalise import normalise
 from bluelm_jax.pipeline.reasoning import compare
+from bluelm_jax.pipeline.reasoning import execute
 
-CHECKS = ("choice", "number", "math", "exact", "contains")
+CHECKS = ("choice", "number", "math", "exact", "contains", "code")
 _LETTERS = "ABCDEFGHIJ"
 
 
@@ -41,11 +48,15 @@ def sample(row: Mapping[str, Any], source: str, licence: str, folder: str, check
   check = row.get("check") or check or _check(answer, row)
   if check not in CHECKS:
     raise ValueError(f"a question has check {check!r}; use {', '.join(CHECKS)}")
+  if (check == "code") != ("tests" in row):
+    raise ValueError(f"a question has check {check} and {'no tests, and no majority can find a right program; give tests' if check == 'code' else 'tests, which are for check code'}")
   tolerance = float(row.get("tolerance", compare.TOLERANCE))
   if answer is not None and (check == "choice" and not compare.letter(answer) or check == "number" and compare.number(answer) is None):
     raise ValueError(f"a question has check {check} and the answer {answer[:40]!r}; mend one of them")
   if answer is None and check == "contains":
     raise ValueError("a question has check contains and no answer, and no majority can find one; give the answer or another check")
+  if check == "code":
+    return make(text, source, row.get("licence", licence), dict(kind=check, check=check, answer="", **_tested(row)), _images(row, text, folder))
   return make(text, source, row.get("licence", licence), dict(kind=check, check=check, answer=answer, tolerance=tolerance), _images(row, text, folder))
 
 
@@ -63,7 +74,16 @@ def _options(row) -> list:
   return list(options)
 
 
+def _tested(row) -> dict[str, Any]:
+  seconds = row.get("seconds")
+  if seconds is not None and not (isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds < float("inf")):
+    raise ValueError(f"a question has seconds {seconds!r}; give a number over 0")
+  return {"tests": execute.tests(row["tests"]), **({} if seconds is None else {"seconds": float(seconds)})}
+
+
 def _check(answer: str | None, row) -> str:
+  if "tests" in row:
+    return "code"
   if row.get("options") or answer and re.fullmatch(f"[{_LETTERS}]", answer):
     return "choice"
   return "number" if answer and compare.number(answer) is not None else "math"
