@@ -20,7 +20,7 @@ import jax  # noqa: E402  (after the flags)
 import pytest  # noqa: E402
 
 _LONG = (  # files of a minute or more
-    "test_recipe", "test_fsdp", "test_rules", "test_processes", "test_engine", "test_supervise", "test_attention", "test_accumulate", "test_spikes",
+    "test_recipe", "test_fsdp", "test_proxies", "test_store_processes", "test_rules", "test_processes", "test_engine", "test_supervise", "test_attention", "test_accumulate", "test_spikes",
     "test_store", "test_attention_gpu", "test_watch", "test_online", "test_configs", "test_generate", "test_ring", "test_tpu_kernels", "test_pruning",
     "test_precompile", "test_memory", "test_record", "test_distill", "test_bluelm", "test_parity", "test_engine_parity", "test_sampling", "test_terminal",
     "test_server_engine", "test_prepare", "test_reasoning")
