@@ -137,6 +137,11 @@ def test_a_question_brings_tests():
   assert "标准输入" in prompts.asked(question("请编写程序，读入两个整数，输出它们的和。", tests=PAIRS))["content"]
 
 
+def test_a_question_keeps_the_indentation_of_its_program():
+  text = "补全这个函数：\n\n\n\ndef add(a, b):\n  if a:\n    return a  # 然后？"
+  assert questions.sample({"question": text, "tests": ASSERTS}, "", "", "").messages[0]["content"] == text
+
+
 @pytest.mark.parametrize("row, reason", [
     (dict(check="code"), "no majority"), (dict(tests=ASSERTS, check="number", answer="1"), "tests, which are for check code"), (dict(tests="assert ("), "no Python"), (dict(tests=""), "assert and call nothing"),
     (dict(tests="def check(f):\n  assert f(1)"), "assert and call nothing"), (dict(tests={"inputs": ["1"], "outputs": []}), "as many"), (dict(tests={"inputs": ["1"], "outputs": ["1", "2"]}), "as many"), (dict(tests={**PAIRS, "fn_name": "f"}), "no other key"),

@@ -22,6 +22,7 @@ from typing import Any, Mapping
 
 from bluelm_jax.data.sample import Sample
 from bluelm_jax.pipeline import language
+from bluelm_jax.pipeline import normalise as normalise_lib
 from bluelm_jax.pipeline.ingest import chat
 from bluelm_jax.pipeline.normalise import normalise
 from bluelm_jax.pipeline.reasoning import compare
@@ -43,7 +44,8 @@ def sample(row: Mapping[str, Any], source: str, licence: str, folder: str, check
   text = row.get("question") or row.get("problem")
   if not isinstance(text, str):
     raise ValueError(f"a row has keys {', '.join(map(str, row))[:80]}; it needs question or problem, a text")
-  text = normalise(text) + "".join(f"\n{letter}. {normalise(str(o))}" for letter, o in zip(_LETTERS, _options(row)))
+  text = (normalise_lib.code if "tests" in row else normalise)(text)  # a program to go on with is indented
+  text += "".join(f"\n{letter}. {normalise(str(o))}" for letter, o in zip(_LETTERS, _options(row)))
   answer = normalise(str(row["answer"])) if str(row.get("answer", "")).strip() else None
   check = row.get("check") or check or _check(answer, row)
   if check not in CHECKS:
