@@ -284,6 +284,14 @@ def test_a_page_of_a_frame_shows_all_its_text(tmp_path):
   assert not unread.meta["all_text"]
 
 
+def test_a_frame_far_below_is_read_when_it_is_scrolled_to(tmp_path):
+  (tmp_path / "a_files").mkdir()
+  (tmp_path / "a_files" / "far.html").write_text("<p>Far below")
+  (tmp_path / "a.html").write_text(f"{HEAD}<p>Above</p><iframe loading=lazy src=a_files/far.html style='position:absolute;top:9000px;border:0'></iframe>")
+  *_, last = drawn(tmp_path, scrolls=3)
+  assert [e["text"] for e in last.meta["elements"]] == ["Far below"] and "unread" not in last.meta
+
+
 def test_of_frames_that_are_not_read_nothing_is_said(tmp_path):
   (tmp_path / "a.html").write_text(
       f"{HEAD}<p>Read <button style='{at(20, 100, 300, 150)}'><iframe srcdoc='<p>Small' style='width:200px;height:100px;border:0;transform:scale(.5)'></iframe>Button</button>"

@@ -77,7 +77,7 @@ async def _ready(frame) -> None:
   await frame.evaluate(_RUN, _MOVED)
   await frame.evaluate("""async () => {
     for (const animation of document.getAnimations()) try { animation.finish(); } catch { animation.cancel(); }  // endless ones have no end
-    for (const late of document.querySelectorAll('img[loading=lazy], iframe[loading=lazy]')) late.loading = 'eager';
+    for (const image of document.querySelectorAll('img[loading=lazy]')) image.loading = 'eager';
     await Promise.all([document.fonts.ready, ...[...document.images].map((image) => image.decode().catch(() => {}))]);
   }""")
   for name in _SCRIPTS:
