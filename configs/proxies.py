@@ -7,6 +7,8 @@ DIR is what prepare left, with holdout, and mixture.by source, language or domai
 A mixing law over n groups has n + 1 numbers to fit: some times as many runs make it sure (RegMix, arXiv 2407.01492).
 """
 
+import pathlib
+
 from bluelm_jax.training import defaults
 from bluelm_jax.training import proxies
 
@@ -14,7 +16,7 @@ from bluelm_jax.training import proxies
 def get_config(size: str = "miniature"):
   c = proxies.config()
   with c.unlocked():
-    c.stage = defaults.load(f"{__file__.rpartition('/')[0]}/stages/text.py:{size}")
+    c.stage = defaults.load(f"{pathlib.Path(__file__).parent}/stages/text.py:{size}")
   c.stage.steps, c.stage.checkpoint_every = 200, 100
   c.stage.evaluate.batches = 16
   c.stage.data.sources, c.stage.data.overlong = {}, "split"

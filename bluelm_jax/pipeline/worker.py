@@ -11,4 +11,5 @@ if __name__ == "__main__":
   logging.disable(logging.INFO)
   logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)  # it warns of a folder that only containers have
   sdk_worker_main.main(sys.argv)
+  sys.stdout.flush()
   os._exit(0)  # what it did lies in files; taking the interpreter down takes half a second

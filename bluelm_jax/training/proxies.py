@@ -65,25 +65,24 @@ def run(c, data: str, output: str, life: supervise.Life | None = None) -> list[d
   found = _found(output, made_of)
   for number in range(len(found), c.runs):
     mixed = shares(natural, c.seed, number, c.concentration)
-    workdir = output.with_name(f"{output.stem}-{number:03d}")
+    workdir = output.with_name(f"{output.stem}-{made_of}-{number:03d}")
     stage.run(_stage(c, data, groups, weights, mixed, number), workdir, life=life)
     life = life and life.next()
     found.append({"shares": dict(zip(groups, mixed.tolist())), **_losses(workdir, c, groups, weights), "run": number, "made_of": made_of})
     part = output.with_suffix(".part")
-    part.write_text(json.dumps(found, ensure_ascii=False, indent=1))
+    part.write_text(json.dumps(found, ensure_ascii=False, indent=1), "utf-8")
     part.replace(output)
     shutil.rmtree(workdir)
     print(f"proxy run {number + 1} of {c.runs}: loss {found[-1]['loss']:.4f}, {', '.join(f'{g} {s:.3f}' for g, s in zip(groups, mixed))}", file=sys.stderr)
-  for left in output.parent.glob(f"{output.stem}-[0-9][0-9][0-9]"):  # of runs that were recorded just before the end
-    if int(left.name[-3:]) < len(found):
-      shutil.rmtree(left)
+  for number in range(len(found)):  # of runs that were recorded just before the end
+    shutil.rmtree(output.with_name(f"{output.stem}-{made_of}-{number:03d}"), ignore_errors=True)
   return found
 
 
 def _manifest(data: str) -> Mapping[str, Any]:
   file = pathlib.Path(data) / "manifest.json"
   try:
-    manifest = json.loads(file.read_text())
+    manifest = json.loads(file.read_text("utf-8"))
     groups = manifest["groups"]
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{file} is no manifest of a data set; make one with python -m bluelm_jax.prepare") from e
@@ -116,7 +115,7 @@ def _found(output: pathlib.Path, made_of: str) -> list[dict]:
     output.parent.mkdir(parents=True, exist_ok=True)
     return []
   try:
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text("utf-8"))
     same = all(r["made_of"] == made_of and r["run"] == i for i, r in enumerate(found))
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{output} holds no proxy runs; choose another --output") from e

@@ -292,6 +292,13 @@ def test_a_frame_far_below_is_read_when_it_is_scrolled_to(tmp_path):
   assert [e["text"] for e in last.meta["elements"]] == ["Far below"] and "unread" not in last.meta
 
 
+def test_a_frame_that_goes_when_one_scrolls_takes_no_view_with_it(tmp_path):
+  (tmp_path / "a.html").write_text(
+      f"{HEAD}<p>Above</p><p style='position:absolute;top:9000px'>Far below</p><iframe id=f srcdoc='<p>Framed'></iframe><script>onscroll = () => f.remove()</script>")
+  first, *_, last = drawn(tmp_path, scrolls=3)
+  assert "Framed" in str(first.meta["elements"]) and [e["text"] for e in last.meta["elements"]] == ["Far below"]
+
+
 def test_of_frames_that_are_not_read_nothing_is_said(tmp_path):
   (tmp_path / "a.html").write_text(
       f"{HEAD}<p>Read <button style='{at(20, 100, 300, 150)}'><iframe srcdoc='<p>Small' style='width:200px;height:100px;border:0;transform:scale(.5)'></iframe>Button</button>"
@@ -331,7 +338,9 @@ def test_words_of_drawings_that_are_not_read_count(tmp_path):
   for name, turn in (("a", 0), ("b", 40)):  # what stands aslant has no box that it fills
     (tmp_path / f"{name}.html").write_text(f"{HEAD}<p>Words</p><svg width=300 height=200><text x=60 y=60 transform='rotate({turn})'>A few words of a drawing</text></svg>")
   (tmp_path / "c.html").write_text(f"{HEAD}<p>Words</p><svg width=300 height=200><text x=60 y=60 fill=none stroke=none>Of no colour</text><text x=60 y=90 fill='#fff'>White</text></svg>")
-  level, aslant, made = drawn(tmp_path)
+  (tmp_path / "d.html").write_text(f"{HEAD}<p>Words</p><svg width=300 height=200><text fill='#333' x=60 y=60><tspan>A few words</tspan></text></svg>")
+  level, aslant, made, inside = drawn(tmp_path)
+  assert inside.meta["all_text"] and inside.meta["text_boxes"] == [2, 2]
   assert level.meta["all_text"] and len(level.meta["elements"]) == 2 and not aslant.meta["all_text"] and len(aslant.meta["elements"]) == 1
   assert made.meta["text_boxes"] == [1, 2] and "Of no colour" not in str(made.meta)
 

@@ -144,7 +144,7 @@ def test_a_question_keeps_the_indentation_of_its_program():
 
 @pytest.mark.parametrize("row, reason", [
     (dict(check="code"), "no majority"), (dict(tests=ASSERTS, check="number", answer="1"), "tests, which are for check code"), (dict(tests="assert ("), "no Python"), (dict(tests=""), "assert and call nothing"),
-    (dict(tests="def check(f):\n  assert f(1)"), "assert and call nothing"), (dict(tests={"inputs": ["1"], "outputs": []}), "as many"), (dict(tests={"inputs": ["1"], "outputs": ["1", "2"]}), "as many"), (dict(tests={**PAIRS, "fn_name": "f"}), "no other key"),
+    (dict(tests="def check(f):\n  assert f(1)"), "assert and call nothing"), (dict(tests="def check(f):\n  assert f(1)\nif __name__ == '__main__':\n  check(add)"), "assert and call nothing"), (dict(tests={"inputs": ["1"], "outputs": []}), "as many"), (dict(tests={"inputs": ["1"], "outputs": ["1", "2"]}), "as many"), (dict(tests={**PAIRS, "fn_name": "f"}), "no other key"),
     (dict(tests=3), "are a int"), (dict(tests=ASSERTS, seconds=0), "seconds 0")])
 def test_tests_that_cannot_be_are_refused(row, reason):
   with pytest.raises(ValueError, match=reason):
@@ -158,6 +158,7 @@ def test_programs_that_pass_are_kept_and_counted_as_code():
   asked.meta["domain"] = "code"
   wordy = "def add(first_number_given, second_number_given):\n  total_of_both_numbers = first_number_given + second_number_given\n  return total_of_both_numbers\n"
   wordy += "".join(f"# {a}{b} plus {b}{a}\n" for a in ("one", "two", "four", "five", "nine") for b in ("apple", "pear", "plum", "peach", "grape", "melon"))  # more words than the prose has
+  wordy += "# " + "-" * 40 + "\n"  # no loop
   texts = [f"程序如下，它把两个数相加。\n```python\n{p}```" for p in (ADD, ADD.replace("+", "*"), wordy)] + ["没有程序，答案是 \\boxed{7}。"]
   given = [{"text": t, "thought": f"先把两个数加起来，再返回结果，第{i}种写法是这样的。", "finish": "stop"} for i, t in enumerate(texts)]
   kept, kinds, removed = judge.judge([asked], [given], c, decontaminate.tables([]))

@@ -77,9 +77,11 @@ def test_ended_in_a_run_it_goes_on_to_the_same_losses(data, whole, tmp_path, mon
   output.write_text(json.dumps(whole[0][:2]))
   with pytest.raises(KeyboardInterrupt):
     proxies.run(config(), str(data[1]), str(output))
-  assert len(json.loads(output.read_text())) == 2 and (tmp_path / "runs-002" / "checkpoints" / "2").is_dir()
+  assert len(json.loads(output.read_text())) == 2 and (tmp_path / began[0] / "checkpoints" / "2").is_dir()
+  mark = began[0][5:-4]
+  assert mark == whole[0][0]["made_of"]  # a run of other data or another config does not go on from this one
   assert proxies.run(config(), str(data[1]), str(output)) == whole[0]
-  assert began == ["runs-002", "runs-002", "runs-003"] and list(tmp_path.iterdir()) == [output]
+  assert began == [f"runs-{mark}-{i}" for i in ("002", "002", "003")] and list(tmp_path.iterdir()) == [output]
 
 
 def test_more_runs_leave_those_that_were_made():

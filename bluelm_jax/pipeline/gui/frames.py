@@ -50,8 +50,11 @@ async def _within(parent, at: dict | None, over: list[tuple], view: View) -> Non
   from playwright import async_api  # an extra's
 
   for frame in parent.child_frames:
-    element = await frame.frame_element()
-    place = await parent.evaluate("([el, at]) => window.bluelm.frame(el, at)", [element, at])
+    try:
+      element = await frame.frame_element()
+      place = await parent.evaluate("([el, at]) => window.bluelm.frame(el, at)", [element, at])
+    except async_api.Error:  # it has been taken out
+      continue
     if place is None:
       continue
     around = [*over, (parent, element, at)]

@@ -90,12 +90,16 @@ async def _ready(frame) -> None:
 
 async def _views(page, name: str, where: str, device: str, spec: Mapping, theme: str, source: Mapping, tops: set[bytes]):
   """Samples of a page from top to end; none if its top is one of `tops`, those of its other themes, to which it is added."""
+  from playwright import async_api  # an extra's
+
   height = await page.evaluate("() => document.documentElement.scrollHeight")
   language = ""
   for scroll in scrolls(height, spec["height"], source["scrolls"]):
     await page.evaluate("(y) => window.scrollTo(0, y)", scroll)
-    for frame in page.frames:
-      await frame.evaluate(_RUN, _SCROLLED)
+    await page.evaluate(_RUN, _SCROLLED)
+    for frame in page.frames[1:]:
+      with contextlib.suppress(async_api.Error):  # one may be gone by now
+        await frame.evaluate(_RUN, _SCROLLED)
     seen, view = await frames.look(page)
     if not view.elements:
       continue

@@ -53,7 +53,8 @@ def tests(given: Any) -> str | dict[str, list[str]]:
   except (SyntaxError, ValueError, RecursionError) as e:
     raise ValueError(f"the tests of a question are no Python: {e}") from e
   defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-  if not any(isinstance(part, ast.Assert | ast.Call) for top in body if not isinstance(top, defined) for part in ast.walk(top)):
+  of_main = lambda top: isinstance(top, ast.If) and any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(top.test))  # does not run
+  if not any(isinstance(part, ast.Assert | ast.Call) for top in body if not isinstance(top, defined) and not of_main(top) for part in ast.walk(top)):
     raise ValueError("the tests of a question assert and call nothing; add asserts, or a call such as check(FUNCTION)")
   return given
 
@@ -110,18 +111,19 @@ def _run(code: str, tests: str | None, given: str, word: bytes, seconds: float) 
 
 def _confine(seconds: float) -> None:
   """Gives up what this process may do."""
+  import contextlib
   import ctypes
   import resource
 
-  few = False
-  if os.geteuid() == 0:  # whom no number of processes would limit
-    os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, 0, 0)
-    if few := os.access(os.__file__, os.R_OK):  # to the real user, who needs Python's own library
-      os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-  if sys.platform == "linux":
-    few |= ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK) == 0  # processes are then counted apart
+  if os.geteuid() == 0 and sys.platform == "linux":  # whom no number of processes would limit
+    with contextlib.suppress(OSError):  # a container's root may be no one else
+      os.setgroups([])
+      os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+      os.setresuid(_NOBODY, 0, 0)
+      if os.access(os.__file__, os.R_OK):  # to the real user, who needs Python's own library
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+  # Processes are then counted apart from those of the same user outside, which may be many.
+  few = sys.platform == "linux" and ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK) == 0
   cpu = int(seconds) + 1
   limits = {"CORE": 0, "AS": _MEMORY, "FSIZE": _FILE, "NOFILE": _FILES, "CPU": cpu, **({"NPROC": _PROCESSES} if few else {})}
   for name, most in limits.items():
@@ -129,7 +131,8 @@ def _confine(seconds: float) -> None:
       kind = getattr(resource, f"RLIMIT_{name}")
       hard = resource.getrlimit(kind)[1]
       most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-      resource.setrlimit(kind, (most, most))
+      with contextlib.suppress(ValueError, OSError):  # macOS limits no memory
+        resource.setrlimit(kind, (most, most))
 
 
 def _serve(ask: int, told: int) -> None:

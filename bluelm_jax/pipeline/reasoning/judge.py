@@ -59,7 +59,8 @@ def _form(pairs, config, evaluation) -> list[str]:
   r, tokenizer = config["reasoning"], select.tokenizer(config["tokenizer"])
   texts = [f"{p.thought}\n{p.text}" for _, p in pairs]
   words = tokens.words(texts)
-  loop = rules.loops(texts, [q.meta["language"] for q, _ in pairs], words)
+  said = [f"{p.thought}\n{p.text}" for p in (_prose(q, p) for q, p in pairs)]  # programs are indented, and draw lines
+  loop = rules.loops(said, [q.meta["language"] for q, _ in pairs], words if said == texts else tokens.words(said))
   seen = decontaminate.contaminated(words, evaluation)
   result = []
   for (question, path), looped, contaminated in zip(pairs, loop, seen):

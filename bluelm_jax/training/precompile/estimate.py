@@ -126,7 +126,8 @@ def memory(compiled: Compiled, chip: Chip) -> Memory:
   arguments = found.argument_size_in_bytes
   peak = max(found.peak_memory_in_bytes, arguments)
   if compiled.update:
-    peak = max(peak, compiled.update.memory_analysis().peak_memory_in_bytes)
+    beside = batch + size(compiled.described.teacher)  # lie there meanwhile
+    peak = max(peak, compiled.update.memory_analysis().peak_memory_in_bytes + beside)
   gradients = size(compiled.described.sums)  # of the batches before, where a stage adds up
   return Memory(params, size(compiled.described.state.opt_state), batch, peak - arguments + gradients, peak, chip.memory)
 

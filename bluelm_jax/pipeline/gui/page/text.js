@@ -34,7 +34,7 @@ window.bluelm = {targets: []};
   // Important rules of a layer win over the page's own; inside the layer the more special one does.
   const RULES = `@layer bluelm {
     *, ::before, ::after, ::placeholder, ::marker { -webkit-text-fill-color: transparent !important; text-shadow: none !important; }
-    :is(text, text *):not([data-bluelm-shown]) { fill: transparent !important; stroke: transparent !important; }  /* of SVG, which highlights do not paint */
+    :is(text, text *):not([data-bluelm-shown], :has([data-bluelm-shown])) { fill: transparent !important; stroke: transparent !important; }  /* of SVG, which highlights do not paint */
     [data-bluelm-shown], [data-bluelm-shown]::placeholder { -webkit-text-fill-color: currentcolor !important; }
   }
   ::highlight(bluelm) { -webkit-text-fill-color: currentcolor; }`;
