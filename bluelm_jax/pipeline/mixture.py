@@ -44,7 +44,7 @@ def proxy_runs(given: str | Sequence[Mapping]) -> list[dict]:
   """
   try:
     runs = files.read_json(given) if isinstance(given, str) else given
-    return [{"shares": dict(run["shares"]), "loss": run["loss"]} for run in runs]
+    return [{"shares": {name: float(share) for name, share in run["shares"].items()}, "loss": float(run["loss"])} for run in runs]
   except OSError as e:
     raise ValueError(f"mixture.runs is {given!r}, which cannot be read; give the runs.json of python -m bluelm_jax.proxies, or a list of runs") from e
   except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -58,18 +58,15 @@ def fitted(groups: Sequence[str], runs: Sequence[Mapping], tokens: Mapping[str, 
   candidates are drawn around the natural mixture and the best hundred averaged (RegMix, Liu et al. 2024, arXiv 2407.01492).
 
   Args:
-    runs: {"shares": {group: share}, "loss": validation loss} of each proxy run.
+    runs: {"shares": {group: share}, "loss": validation loss} of each proxy run, as `proxy_runs` gives them.
 
   Raises:
-    ValueError: too few runs for the number of groups, or a run that does not say what is needed.
+    ValueError: too few runs for the number of groups, or shares that do not add up to 1.
   """
   if len(runs) < len(groups) + 2:
     raise ValueError(f"mixture.runs has {len(runs)} proxy runs for {len(groups)} groups; at least {len(groups) + 2} are needed")
-  try:
-    shares = np.array([[run["shares"].get(name, 0.0) for name in groups] for run in runs], float)
-    losses = np.array([run["loss"] for run in runs], float)
-  except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError('a run of mixture.runs lacks shares or loss; write {"shares": {"zh": 0.5, "en": 0.5}, "loss": 2.1}') from e
+  shares = np.array([[run["shares"].get(name, 0.0) for name in groups] for run in runs], float)
+  losses = np.array([run["loss"] for run in runs], float)
   if np.abs(shares.sum(axis=1) - 1).max() > 0.01:
     raise ValueError(f"the shares of a run of mixture.runs do not add up to 1; give shares of {', '.join(groups)}")
   law = fit_law(shares, losses)

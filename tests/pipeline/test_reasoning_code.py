@@ -119,7 +119,7 @@ def test_a_program_has_no_network(namespaces):
 
 @pytest.mark.parametrize("text, code", [
     ("好的，下面是程序：\n```python\nx = 1\n```\n它把 x 设为一。", "x = 1"), ("```python\na\n```\nbetter:\n```py\nb\n```\nIt prints\n```text\nc\n```", "b"), ("```\na\n```", "a"),
-    ("  ```Python\n  if a:\n    b\n  ```", "if a:\n  b"), ("no program", ""), ("```python\na", ""), ("`x`", ""), ("```js\na\n```", "")])
+    ("  ```Python\n  if a:\n    b\n  ```", "if a:\n  b"), ("no program", ""), ("```python\na", ""), ("`x`", ""), ("```js\na\n```", ""), ("```python\r\na\r\n```\r\nThat is all.", "a\r")])
 def test_the_answer_is_the_last_block_of_python(text, code):
   assert replies.path({"text": text, "thought": "t", "finish": "stop"}, "code").answer == code
 

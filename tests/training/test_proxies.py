@@ -124,7 +124,7 @@ def test_prepare_fits_the_mixture_to_a_file_of_runs(data, whole, tmp_path):
   assert shares["en"] > 0.8 and key() != before
 
 
-@pytest.mark.parametrize("runs, reason", [("/nowhere/runs.json", "cannot be read"), ([{"shares": {"zh": 1.0}}], "no list of runs"), ([3], "no list of runs")])
+@pytest.mark.parametrize("runs, reason", [("/nowhere/runs.json", "cannot be read"), ([{"shares": {"zh": 1.0}}], "no list of runs"), ([3], "no list of runs"), ([{"shares": {"zh": 1.0}, "loss": "low"}], "no list of runs")])
 def test_runs_that_are_none_are_refused(runs, reason):
   with pytest.raises(ValueError, match=reason):
     mixture.proxy_runs(runs)

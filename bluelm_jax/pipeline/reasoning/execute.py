@@ -3,7 +3,7 @@
 A program runs in a process of its own (python -I), in an empty folder that is removed afterwards, with no variable of ours. Its memory,
 CPU time, files, and processes are limited, what it prints goes to a file of limited size, and its process group is killed when it is
 done or late. Where Linux lets us (user namespaces), it has no network; elsewhere the number of processes is not limited. Started by root
-it is nobody, unless Python's library is for root alone.
+it is nobody, unless Python's library is for root alone or a container's root may be no one else.
 
 This guards against accidents, not against attacks. A program may read and change whatever files its user may, one that leaves its
 process group may live on until its CPU time is used up, and one that searches the interpreter it shares with asserts may find the word

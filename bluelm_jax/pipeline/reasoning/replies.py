@@ -5,7 +5,7 @@ import textwrap
 from typing import Mapping, NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)^[ \t]*```[ \t\r]*$", re.MULTILINE | re.DOTALL)
 _PYTHON = ("python", "python3", "py")
 _SAYS = re.compile(r"(?:final answer|answer|答案)\s*(?:is|are|为|是|:|：)\s*[:：]?\s*([^\n]+)", re.IGNORECASE)
 
