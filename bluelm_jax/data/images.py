@@ -13,7 +13,7 @@ from PIL import ImageOps
 MIN_SIDE = 4
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # others may start programs of their own
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # MPO comes as JPEG; openers of others may start programs of their own
 _SHRINKS = 1.2  # from here on averages of areas are nearer to what Lanczos and Pillow's filters give of a screen's text
 _ORIENTATION = 0x0112  # in EXIF
 _PLAIN = ("JPEG", "PNG", "WEBP")  # decoded by OpenCV, which is up to twice as fast as Pillow
@@ -35,9 +35,7 @@ def decode(data: bytes, name: str = "image", enough: tuple[int, int] | None = No
     ValueError: not an image, pixels of another kind, or a size outside the limits (checked before any pixel is decoded).
   """
   try:
-    image = Image.open(io.BytesIO(data))
-    if image.format not in _FORMATS:
-      raise ValueError(f"format {image.format}")
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
   except Image.DecompressionBombError as e:
     raise ValueError(f"{name} is too large; scale it to at most {MAX_SIDE} pixels a side") from e
   except Exception as e:  # decoders of foreign bytes raise many kinds

@@ -246,13 +246,16 @@ def screen_labels(paths, chat: ChatFormat, seed: int, source: int) -> Source:
   if chat.anyres is None:
     raise ValueError("this model has no vision tower and cannot learn screen_labels; use a BlueLM, or another kind of source")
 
+  first = {"": 0}  # token of each word met
+
   def build(sample, rng) -> Example:
     image, elements = screens.augment(_screen(sample), sample.meta["elements"], rng)
     tiles, grid, places = anyres.tile_image(image, chat.anyres)
     cells = anyres.token_boxes(image.shape[1], image.shape[0], grid, len(tiles), chat.tokens_per_tile, chat.anyres)
     kinds = list(zip(*screens.cell_words(cells, elements, sample.meta["language"])))
     words = [w for kind in kinds for w in kind]
-    targets = np.array([chat.tokenizer.encode(w)[0] if w else 0 for w in words], np.int32)
+    first.update({w: chat.tokenizer.encode(w)[0] for w in {*words} - {*first}})
+    targets = np.array([first[w] for w in words], np.int32)
     weights = np.array([0.0 if not w else 0.3 if w == screens.NOTHING else 1.0 for w in words], np.float32).reshape(len(kinds), -1)
     weights[1] *= 2  # few cells show a colour
     weights = weights.ravel()

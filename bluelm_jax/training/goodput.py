@@ -19,7 +19,7 @@ KINDS = {
     "start": "imports, first batch, initial state",
     "restore": "reading a checkpoint",
     "compile": "the first step's tracing and compiling",
-    "input": "waiting for batches; where the device still computes meanwhile, more than is lost",
+    "input": "waiting for batches while the devices had nothing to do; where they were done in the midst of it, all of it",
     "checkpoint": "waiting for saves",
     "evaluation": "the loss on held-out data, its compiling too",
     "lost": "steps that were made again, by a later process or after going back from bad ones",

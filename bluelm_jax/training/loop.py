@@ -48,7 +48,7 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
     ValueError: the data end, or too many steps are bad; see `spikes`.
     supervise.Preempted: SIGTERM came; the step that was under way is saved.
   """
-  step, pending, waits, sums, compiled = int(state.step), [], [], None, set()
+  step, pending, waits, sums, compiled, under_way = int(state.step), [], [], None, set(), None
   rule, file = spikes.Rule(**config.spikes), spikes.File(workdir, sorted(config.data.sources), step)
   clock.write(step)
   with (
@@ -63,9 +63,8 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       waits.append(0.0)
       placed = []
       for _ in range(count):
-        clock.mark("steps")
-        batch = next(batches, None)
-        waits[-1] += clock.mark("input")
+        batch, waited = next_batch(batches, under_way, clock)
+        waits[-1] += waited
         if batch is None:
           checkpoints.save(state, batches.get_state())
           raise ValueError(f"the data end after step {step} of {config.steps}; raise the sources' epochs or caps, or set steps = {step} in a new --workdir")
@@ -75,8 +74,10 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
           state, values = step_fn(state, batch, teacher)
         else:
           sums = several.add(state, several.start(state, batch, teacher) if sums is None else sums, batch, teacher)
+          under_way = sums.counts["loss_tokens"]
       if count > 1:
         state, sums, values = several.apply(state, sums)
+      under_way = values["loss"]
       step += 1
       if config.watch.every and step % config.watch.every:
         del values["watch"]  # zeros
@@ -134,6 +135,18 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
       if wanted:
         export(config, workdir, step)
         clock.mark("checkpoint")
+
+
+def next_batch(batches, under_way, clock):
+  """(the next batch; None where the data end, seconds that the devices waited for it too).
+
+  Args:
+    under_way: an output of the program that was started last; while it is not there, nothing is lost by waiting.
+  """
+  clock.mark("steps")
+  batch = next(batches, None)
+  idle = under_way is None or under_way.is_ready()
+  return batch, clock.mark("input") if idle else 0.0
 
 
 def _evaluate(evaluation, step, state, asked, metrics, life, clock) -> bool:

@@ -2,11 +2,13 @@
 
 import json
 import time
+import types
 
 import pytest
 
 from bluelm_jax import supervise
 from bluelm_jax.training import goodput
+from bluelm_jax.training import loop
 
 
 def test_seconds_add_up(tmp_path, monkeypatch):
@@ -50,3 +52,22 @@ def test_what_was_made_again_is_lost(lives, expected, tmp_path):
       for began, restarted, rows in lives for at, step, steps in rows]
   (tmp_path / goodput.FILE_NAME).write_text("\n".join([*lines, "{cut"]))
   assert {k: v for k, v in goodput.read(tmp_path).items() if k in expected} == expected
+
+
+@pytest.mark.parametrize("ready,lost", [(None, 3.0), (True, 3.0), (False, 0.0)])
+def test_waiting_for_a_batch_is_lost_where_the_devices_wait_too(ready, lost, tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "time", lambda: now[0])
+  clock = goodput.Clock(tmp_path, supervise.Life(began=0.0))
+
+  def batches():
+    now[0] += 3.0
+    yield "batch"
+
+  under_way = None if ready is None else types.SimpleNamespace(is_ready=lambda: ready)
+  now[0] += 1.0
+  assert loop.next_batch(batches(), under_way, clock) == ("batch", lost)
+  assert loop.next_batch(iter(()), under_way, clock) == (None, 0.0)
+  clock.mark("steps")
+  clock.write(1)
+  assert goodput.read(tmp_path) == dict.fromkeys(goodput.KINDS, 0.0) | {"steps": 4.0 - lost, "input": lost}
