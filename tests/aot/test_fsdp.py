@@ -52,10 +52,11 @@ def test_weights_are_gathered_and_gradients_scattered_in_the_memory_foretold(nam
   assert not [c for c in found if c.kind == "all-reduce" and c.size in whole], hlo.table(found, 2**20)
 
 
-def test_the_output_table_is_gathered_once(monkeypatch):
+@pytest.mark.parametrize("name", ["h100:8", "v5e:2x4"])
+def test_the_output_table_is_gathered_once(name, monkeypatch):
   """Left to itself, a compiler gathers each chunk of it again for the logits, their recomputation and the gradients."""
   try:
-    devices = topology.devices("h100:8")
+    devices = topology.devices(name)
   except ValueError as missing:
     pytest.skip(str(missing))
   whole = presets.bluelm_2_5_3b()

@@ -1,11 +1,13 @@
 """Pages drawn by Chromium: elements where they are, nothing that is hidden, no network, the same bytes again."""
 
+import asyncio
 import hashlib
 import http.server
 import importlib.util
 import pathlib
 import shutil
 import threading
+import types
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ from bluelm_jax.models import presets
 from bluelm_jax.pipeline import defaults
 from bluelm_jax.pipeline import run
 from bluelm_jax.pipeline.gui import browser
+from bluelm_jax.pipeline.gui import frames
 from bluelm_jax.pipeline.gui import pages
 from bluelm_jax.pipeline.gui import questions
 from bluelm_jax.pipeline.gui import screens
@@ -292,11 +295,28 @@ def test_a_frame_far_below_is_read_when_it_is_scrolled_to(tmp_path):
   assert [e["text"] for e in last.meta["elements"]] == ["Far below"] and "unread" not in last.meta
 
 
-def test_a_frame_that_goes_when_one_scrolls_takes_no_view_with_it(tmp_path):
+@pytest.mark.parametrize("scrolled", ["f.remove()", "f.contentWindow.go()"])  # at once, or while the frame's own time runs
+def test_a_frame_that_goes_when_one_scrolls_takes_no_view_with_it(scrolled, tmp_path):
   (tmp_path / "a.html").write_text(
-      f"{HEAD}<p>Above</p><p style='position:absolute;top:9000px'>Far below</p><iframe id=f srcdoc='<p>Framed'></iframe><script>onscroll = () => f.remove()</script>")
+      f"{HEAD}<p>Above</p><p style='position:absolute;top:9000px'>Far below</p>"
+      "<iframe id=f srcdoc='<p>Framed<script>go = () => setTimeout(() => frameElement.remove(), 50)</script>'></iframe>"
+      f"<script>onscroll = () => self.f?.contentWindow && {scrolled}</script>")
   first, *_, last = drawn(tmp_path, scrolls=3)
   assert "Framed" in str(first.meta["elements"]) and [e["text"] for e in last.meta["elements"]] == ["Far below"]
+
+
+def test_a_frame_that_goes_while_one_looks_is_passed_over():
+  from playwright import async_api
+
+  async def gone():
+    raise async_api.Error("Frame was detached")
+
+  async def seen(_):
+    return {"elements": [{"text": "Above"}]}
+
+  page = types.SimpleNamespace(evaluate=seen, main_frame=types.SimpleNamespace(child_frames=[types.SimpleNamespace(frame_element=gone)]))
+  _, view = asyncio.run(frames.look(page))
+  assert view.frames == [page.main_frame] and view.elements == [{"text": "Above"}] and not view.unread
 
 
 def test_of_frames_that_are_not_read_nothing_is_said(tmp_path):
