@@ -13,7 +13,7 @@ from PIL import ImageOps
 MIN_SIDE = 4
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # MPO comes as JPEG; openers of others may start programs of their own
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # MPO comes as JPEG, Pillow < 11.3 has no AVIF; openers of others may start programs of their own
 _SHRINKS = 1.2  # from here on averages of areas are nearer to what Lanczos and Pillow's filters give of a screen's text
 _ORIENTATION = 0x0112  # in EXIF
 _PLAIN = ("JPEG", "PNG", "WEBP")  # decoded by OpenCV, which is up to twice as fast as Pillow
