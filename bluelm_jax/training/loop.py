@@ -75,6 +75,8 @@ def train(config, step_fn, several, state, teacher, batches, put, spec, checkpoi
         else:
           sums = several.add(state, several.start(state, batch, teacher) if sums is None else sums, batch, teacher)
           under_way = sums.counts["loss_tokens"]
+          if False not in compiled:
+            clock.mark("compile")
       if count > 1:
         state, sums, values = several.apply(state, sums)
       under_way = values["loss"]

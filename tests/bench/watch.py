@@ -65,7 +65,7 @@ def measure(name, rounds):
   runners = [runner(name, every) for every in (0, EVERY)]
   took = np.zeros((rounds + 1, EVERY, 2, 2))
   for number in range((rounds + 1) * EVERY):
-    for side in (0, 1) if number % 2 else (1, 0):
+    for side in (0, 1) if (number + number // EVERY) % 2 else (1, 0):  # also of looks each comes first in half of the rounds
       took[number // EVERY, number % EVERY, side] = seconds(runners[side][0], number)
   return took[1:], [compiled for _, compiled in runners]  # the first round warms up
 

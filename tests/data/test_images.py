@@ -132,3 +132,10 @@ def test_a_bomb_is_refused_before_it_is_decoded():
   data[16:24] = (130_000).to_bytes(4, "big") * 2
   with pytest.raises(ValueError, match="large|130000|not a readable"):
     images.decode(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["MPO", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_less_common_formats_are_read(kind):
+  buffer = io.BytesIO()
+  Image.new("RGB", (40, 24), (200, 30, 30)).save(buffer, kind)
+  assert np.abs(images.decode(buffer.getvalue()).astype(int) - (200, 30, 30)).max() < 8
