@@ -16,6 +16,7 @@ from bluelm_jax.models.config import DecoderConfig
 from bluelm_jax.sharding import rules
 from bluelm_jax.training import accumulate
 from bluelm_jax.training import defaults
+from bluelm_jax.training import loop
 from bluelm_jax.training import memory
 from bluelm_jax.training import metrics
 from bluelm_jax.training import optimizer as optimizer_lib
@@ -138,6 +139,13 @@ def test_steps_of_one_batch_are_those_without_a_ramp(tmp_path):
   stage.run(ramp(**{"data.accumulate": ((0, 1),)}), tmp_path / "plain", stop_after=3)
   ramped, plain = ([(r["loss"], r["grad_norm"]) for r in metrics.read(tmp_path / name)] for name in ("ramp", "plain"))
   assert ramped[:2] == plain[:2] and ramped[2] != plain[2]
+
+
+def test_the_loop_waits_for_each_batch_beside_what_it_started_last(tmp_path, monkeypatch):
+  beside, real = [], loop.next_batch
+  monkeypatch.setattr(loop, "next_batch", lambda batches, under_way, clock: beside.append(under_way) or real(batches, under_way, clock))
+  stage.run(ramp(), tmp_path, stop_after=3)
+  assert beside[0] is None and len(beside) > 3 and len({id(x) for x in beside}) == len(beside)
 
 
 def test_data_that_end_within_a_step_end_the_stage_before_it(tmp_path):
